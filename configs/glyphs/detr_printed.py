@@ -1,0 +1,50 @@
+# The DETR of the embedded benchmark, trained on printed glyphs. As the zoo's
+# DETR starts from an ImageNet backbone, this one starts from the backbone of
+# the Deformable DETR beside it, and keeps it: its stride 16 gives 7x7 tokens.
+_base_ = [
+    'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+    './_base_/glyphs_detection.py'
+]
+attention = dict(embed_dims=128, num_heads=4, dropout=0.0)
+ffn = dict(embed_dims=128, feedforward_channels=512, ffn_drop=0.0)
+model = dict(
+    num_queries=20,
+    backbone=dict(
+        depth=18,
+        base_channels=32,
+        num_stages=3,
+        out_indices=(2, ),
+        frozen_stages=3,
+        init_cfg=dict(
+            checkpoint='{{ fileDirname }}/weights/'
+            'deformable_detr_printed.safetensors',
+            prefix='backbone.')),
+    neck=dict(in_channels=[128], out_channels=128),
+    encoder=dict(
+        num_layers=3, layer_cfg=dict(self_attn_cfg=attention, ffn_cfg=ffn)),
+    decoder=dict(
+        num_layers=3,
+        layer_cfg=dict(
+            self_attn_cfg=attention, cross_attn_cfg=attention, ffn_cfg=ffn)),
+    positional_encoding=dict(num_feats=64),
+    bbox_head=dict(num_classes=36, embed_dims=128),
+    test_cfg=dict(max_per_img=20))
+
+train_dataloader = {{_base_.train_loader}}
+val_dataloader = {{_base_.val_loader}}
+test_dataloader = {{_base_.test_loader}}
+val_evaluator = dict(
+    ann_file='data/glyphs/detection/printed/annotations/val.json')
+test_evaluator = dict(
+    ann_file='data/glyphs/detection/printed/annotations/test.json')
+
+max_epochs = 40
+train_cfg = dict(max_epochs=max_epochs, val_interval=5)
+optim_wrapper = dict(optimizer=dict(lr=5e-4))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=300),
+    dict(
+        type='CosineAnnealingLR', T_max=max_epochs, eta_min=1e-6, begin=0,
+        end=max_epochs, by_epoch=True, convert_to_iter_based=True)
+]
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))

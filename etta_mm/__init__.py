@@ -1,0 +1,12 @@
+"""Fine-tune transformers of OpenMMLab by training a few percent of them."""
+from .engine import (ParameterReport, count_parameters, load_tuned, save_tuned,
+                     tuned_state_dict)
+from .layers import apply_tuning, disable_tuning
+from .models import ETDETR, ETDeformableDETR, ETVisionTransformer, TunedHost
+from .version import __version__
+
+__all__ = [
+    'ETDETR', 'ETDeformableDETR', 'ETVisionTransformer', 'ParameterReport',
+    'TunedHost', '__version__', 'apply_tuning', 'count_parameters',
+    'disable_tuning', 'load_tuned', 'save_tuned', 'tuned_state_dict'
+]

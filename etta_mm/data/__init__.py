@@ -1,0 +1,3 @@
+from .glyphs import CLASSES, make_glyphs
+
+__all__ = ['CLASSES', 'make_glyphs']

@@ -1,0 +1,276 @@
+"""From command-line options to a checked config.
+
+`tools/train.py` and `tools/test.py` parse and call, everything else is here and
+in :mod:`etta_mm.engine.launch`. Flags, defaults and meanings are those of
+mmdet's and mmpretrain's own tools, with these deviations:
+
+- what the run reads and writes is checked first: one message, not a traceback;
+- ``--resume`` without a checkpoint to resume is an error, not a fresh start;
+- classification configs get mmpretrain's loader defaults (batches collated into
+  one tensor), whichever tool runs them;
+- a tuned checkpoint can be tested: it goes on top of the config's own base.
+
+Source: mmdet 3.5.1 (OneDL) `tools/train.py`, `tools/test.py`; mmpretrain 1.3.6
+(OneDL) `tools/train.py`, `tools/test.py`.
+"""
+import argparse
+import difflib
+import os
+import os.path as osp
+from pathlib import Path
+from typing import Optional
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.registry import DefaultScope
+from mmengine.runner import find_latest_checkpoint
+from safetensors import SafetensorError, safe_open
+
+from etta_mm.data.check import check_dataset, check_evaluator
+from etta_mm.data.file import check_file, check_folder_writable
+
+from .launch import RANK_VARIABLES
+from .tuned_checkpoint import METADATA_KEY
+
+#: Devices on which mmengine's AmpOptimWrapper runs.
+AMP_DEVICES = ('cuda', 'npu', 'mlu', 'musa')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing share."""
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--work-dir',
+        help='folder of logs and checkpoints; by default work_dir of the '
+        'config, or else ./work_dirs/ and the name of the config')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings of the config to override, as key=value; a list is '
+        'key="[a,b]" or key=a,b; nested, key="[(a,b),(c,d)]", with the '
+        'quotation marks and without white space')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', *RANK_VARIABLES],
+        default='none',
+        help='what started the processes')
+    # torch.distributed.launch passes it; torchrun sets the variable instead.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config with the shared options merged in.
+
+    Args:
+        args (argparse.Namespace): Parsed options of :func:`add_arguments`.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+        ValueError: If the launcher has not started this process.
+    """
+    _check_config(args.config)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    absent = [
+        variable for variable in RANK_VARIABLES.get(args.launcher, ())
+        if variable not in os.environ
+    ]
+    if absent:
+        raise ValueError(
+            f'--launcher {args.launcher} has not started this process: '
+            f'{", ".join(absent)} is not set. Use tools/dist_train.sh or '
+            'tools/slurm_train.sh, or leave --launcher out for one process.')
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('./work_dirs', Path(args.config).stem)
+    if cfg.get('default_scope') == 'mmpretrain':
+        _set_classification_loaders(cfg)
+    return cfg
+
+
+def training_config(args: argparse.Namespace) -> Config:
+    """The checked config of a training run.
+
+    Args:
+        args (argparse.Namespace): ``resume`` (None, 'auto' or a checkpoint),
+            ``amp``, ``auto_scale_lr`` and those of :func:`add_arguments`.
+
+    Raises:
+        FileNotFoundError: If something that the run reads is missing.
+        ValueError: If an option, or something that the run reads or writes,
+            does not fit.
+    """
+    cfg = load_config(args)
+    _set_precision(cfg, args.amp)
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ValueError(
+                '--auto-scale-lr: the config has no auto_scale_lr.'
+                'base_batch_size, the batch size that its learning rate is '
+                'meant for. Set it, or leave --auto-scale-lr out.')
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        if args.resume.endswith('.safetensors'):
+            raise ValueError(
+                f'--resume {args.resume!r} holds weights only: resuming needs '
+                'the state of the optimizer as well. Give the .pth beside it.')
+        cfg.resume = True
+        cfg.load_from = (
+            _latest_checkpoint(cfg.work_dir)
+            if args.resume == 'auto' else args.resume)
+    if cfg.get('load_from') is not None:
+        check_file(
+            cfg.load_from, 'The checkpoint', 'Give one that exists, as '
+            f'{"--resume" if args.resume else "load_from of the config"}.')
+    _check_data(cfg, 'train', 'val')
+    check_folder_writable(cfg.work_dir, 'work_dir')
+    return cfg
+
+
+def testing_config(args: argparse.Namespace) -> Config:
+    """The checked config of a test run.
+
+    Args:
+        args (argparse.Namespace): ``checkpoint``, ``out``, ``show``,
+            ``show_dir``, ``wait_time`` and those of :func:`add_arguments`.
+
+    Raises:
+        FileNotFoundError: If something that the run reads is missing.
+        ValueError: If an option, or something that the run reads or writes,
+            does not fit.
+    """
+    cfg = load_config(args)
+    check_file(args.checkpoint, 'The checkpoint', 'Give one that exists.')
+    if _is_tuned(args.checkpoint):
+        cfg.tuned_from = args.checkpoint
+        if cfg.get('load_from') is not None:
+            check_file(cfg.load_from, 'The base of the tuned checkpoint',
+                       'Set load_from of the config to where it is.')
+    else:
+        cfg.load_from = args.checkpoint
+    cfg.resume = False  # a config that a resumed run has written says True
+    if args.show or args.show_dir:
+        _draw(cfg, args.show, args.show_dir, args.wait_time)
+    if args.out is not None:
+        if not args.out.endswith(('.pkl', '.pickle')):
+            raise ValueError(f'--out {args.out!r} must end with .pkl or '
+                             '.pickle: predictions are pickled.')
+        check_folder_writable(
+            osp.dirname(args.out) or '.', 'The folder of --out')
+        _dump_predictions(cfg, args.out)
+    _check_data(cfg, 'test')
+    check_folder_writable(cfg.work_dir, 'work_dir')
+    return cfg
+
+
+def _check_config(path: str) -> None:
+    if osp.isfile(path):
+        return
+    found = {*Path('configs').rglob('*.py'), *Path(path).parent.glob('*.py')}
+    stems = {file.stem: str(file) for file in sorted(found)}
+    near = difflib.get_close_matches(Path(path).stem, stems)
+    raise FileNotFoundError(f'The config {path!r} does not exist. ' + (
+        f'Near it: {", ".join(stems[stem] for stem in near)}.' if near else
+        f'No name in {str(Path(path).parent)!r} or below configs/ is like '
+        'it.') + ' Give one that exists, seen from the current folder.')
+
+
+def _set_precision(cfg: Config, amp: bool) -> None:
+    if amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper' \
+            and get_device() not in AMP_DEVICES:
+        raise ValueError(
+            'Automatic mixed precision (--amp, or optim_wrapper.type='
+            f'AmpOptimWrapper) on {get_device()!r}: it runs on '
+            f'{", ".join(AMP_DEVICES)} only. Leave --amp out, set '
+            'optim_wrapper.type=OptimWrapper, or make a GPU visible.')
+
+
+def _latest_checkpoint(work_dir: str) -> str:
+    remedy = (
+        'Check --work-dir, name the checkpoint (--resume FILE), or leave '
+        '--resume out to start anew.')
+    check_file(
+        osp.join(work_dir, 'last_checkpoint'),
+        '--resume without a checkpoint asks for the latest of work_dir, but',
+        remedy)
+    latest = find_latest_checkpoint(work_dir)
+    moved = osp.join(work_dir, osp.basename(latest))
+    if not osp.exists(latest) and osp.exists(moved):
+        return moved  # the folder has another name now, or we stand elsewhere
+    check_file(latest, f'The latest checkpoint of {work_dir!r},', remedy)
+    return latest
+
+
+def _is_tuned(path: str) -> bool:
+    if not path.endswith('.safetensors') or '://' in path:
+        return False
+    try:
+        with safe_open(path, framework='pt') as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f'{path!r} is no safetensors file, or cut short: '
+                         f'{error}. Take an intact copy.') from error
+
+
+def _set_classification_loaders(cfg: Config) -> None:
+    for split in ('train', 'val', 'test'):
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is not None:
+            loader.setdefault('collate_fn', dict(type='default_collate'))
+            loader.setdefault('pin_memory', torch.cuda.is_available())
+            loader.setdefault('persistent_workers',
+                              loader.get('num_workers', 0) > 0)
+
+
+def _draw(cfg: Config, show: bool, show_dir: Optional[str],
+          wait_time: float) -> None:
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise ValueError(
+            '--show and --show-dir need the hook that draws: set default_hooks.'
+            "visualization to dict(type='DetVisualizationHook') for detection, "
+            "dict(type='VisualizationHook') for classification.")
+    if cfg.get('default_scope') == 'mmpretrain':
+        hook.update(enable=True, interval=1, out_dir=show_dir)
+    else:
+        hook.update(draw=True, test_out_dir=show_dir)
+    hook.update(show=show, wait_time=wait_time)
+
+
+def _dump_predictions(cfg: Config, out: str) -> None:
+    dump = dict(
+        type='DumpDetResults'
+        if cfg.get('default_scope') == 'mmdet' else 'DumpResults',
+        out_file_path=out)
+    evaluator = cfg.test_evaluator
+    if isinstance(evaluator, dict) and 'metrics' in evaluator:
+        evaluator.metrics = [*evaluator.metrics, dump]
+    elif isinstance(evaluator, dict):
+        cfg.test_evaluator = [evaluator, dump]
+    else:
+        cfg.test_evaluator = [*evaluator, dump]
+
+
+def _check_data(cfg: Config, *splits: str) -> None:
+    """Check data sets and metrics, once a machine: disks may differ."""
+    if cfg.launcher != 'none':
+        local_rank = RANK_VARIABLES[cfg.launcher][1]
+        if int(os.environ.get(local_rank, 0)) != 0:
+            return
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        for split in splits:
+            loader = cfg.get(f'{split}_dataloader')
+            if isinstance(loader, dict):
+                check_dataset(
+                    loader.get('dataset'), f'{split}_dataloader.dataset')
+            check_evaluator(
+                cfg.get(f'{split}_evaluator'), f'{split}_evaluator')

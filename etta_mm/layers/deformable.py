@@ -1,0 +1,97 @@
+"""Deformable attention with tuners.
+
+Parent: mmcv's ``MultiScaleDeformableAttention``, whose forward (CUDA op or
+CPU fallback, 2- or 4-coordinate reference points) is called as it is; the
+tuners' part is added to what it returns. Deformable attention has no keys, so
+there is no softmax mass λ to share, and the paper gives no formula for it.
+Ours: a prefix always takes the parallel composition, its queries are query +
+query_pos split into heads, and its result passes the frozen ``output_proj``:
+
+    output_proj(Deform(q) + s * Attn(q, P_k, P_v))
+
+``output_proj`` is linear, so this is the parent's output plus
+``W_o (s * Attn(q, P_k, P_v))``.
+"""
+from typing import Optional
+
+import torch.nn.functional as F
+from mmcv.ops import MultiScaleDeformableAttention
+from mmengine.registry import MODELS
+from torch import Tensor
+
+from ..tuners import ScaledPrefix, build_tuner
+from .linear import add_lora
+from .sublayer import TunedSublayer, is_lora
+
+
+@MODELS.register_module()
+class ETMultiScaleDeformableAttention(TunedSublayer,
+                                      MultiScaleDeformableAttention):
+    """mmcv's ``MultiScaleDeformableAttention`` plus tuners.
+
+    Args:
+        tuning (dict | list[dict], optional): Tuners of the sublayer.
+            Defaults to None.
+        *args, **kwargs: Those of ``mmcv.ops.MultiScaleDeformableAttention``.
+
+    Raises:
+        ValueError: If a prefix meets ``value_proj_ratio != 1``: its values
+            would not have the heads' width.
+    """
+
+    site = 'attn'
+
+    def add_tuner(self, cls: type, cfg: dict) -> None:
+        if is_lora(cls):
+            add_lora(self.value_proj, cfg)
+            add_lora(self.output_proj, cfg)
+        elif issubclass(cls, ScaledPrefix):
+            if self.output_proj.in_features != self.embed_dims:
+                raise ValueError(
+                    'a prefix cannot stand at a deformable attention with '
+                    'value_proj_ratio != 1; leave it out with where=')
+            self._own(
+                'prefix',
+                build_tuner(
+                    cfg, embed_dims=self.embed_dims, num_heads=self.num_heads))
+        else:
+            super().add_tuner(cls, cfg)
+
+    def forward(self,
+                query: Tensor,
+                key: Optional[Tensor] = None,
+                value: Optional[Tensor] = None,
+                identity: Optional[Tensor] = None,
+                query_pos: Optional[Tensor] = None,
+                **kwargs) -> Tensor:
+        """As the parent's.
+
+        Args:
+            query (Tensor): (bs, num_queries, embed_dims) if batch_first, else
+                (num_queries, bs, embed_dims).
+            key (Tensor, optional): Unused, as in the parent.
+            value (Tensor, optional): Likewise with num_keys. Defaults to
+                query.
+            identity (Tensor, optional): The residual. Defaults to query.
+            query_pos (Tensor, optional): Added to query; shape of query.
+            **kwargs: ``key_padding_mask`` (bs, num_keys; True: hidden),
+                ``reference_points`` (bs, num_queries, num_levels, 2 or 4; as
+                (x, y) or (cx, cy, w, h), in [0, 1] of the padded image),
+                ``spatial_shapes`` (num_levels, 2; as (h, w)) and
+                ``level_start_index`` (num_levels, ).
+
+        Returns:
+            Tensor: Shape of query.
+        """
+        h = super().forward(
+            query,
+            key=key,
+            value=value,
+            identity=query.new_zeros(()),  # the residual comes last
+            query_pos=query_pos,
+            **kwargs)
+        x = query if query_pos is None else query + query_pos
+        if self.tuning_enabled and 'prefix' in self.tuners:
+            h = h + self.dropout(
+                F.linear(self.tuners['prefix'](x), self.output_proj.weight))
+        return self.adapt(x, h) + (query if identity is None else identity)

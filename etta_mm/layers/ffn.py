@@ -1,0 +1,71 @@
+"""Feed-forward networks with tuners.
+
+Parents: mmcv's ``FFN`` and mmpretrain's ``SwiGLUFFN``. Deviations: adapters
+join before ``dropout_layer`` and the residual; LoRA updates every linear
+layer.
+"""
+from typing import Optional
+
+import torch.nn.functional as F
+from mmcv.cnn.bricks.transformer import FFN
+from mmengine.registry import MODELS
+from mmpretrain.models.utils import SwiGLUFFN
+from torch import Tensor, nn
+
+from .linear import add_lora
+from .sublayer import TunedSublayer, is_lora
+
+
+class TunedFFN(TunedSublayer):
+    """What the feed-forward networks share."""
+
+    site = 'ffn'
+
+    def add_tuner(self, cls: type, cfg: dict) -> None:
+        if is_lora(cls):
+            for name, child in self.named_children():
+                for module in child.modules() if name != 'tuners' else ():
+                    if isinstance(module, nn.Linear):
+                        add_lora(module, cfg)
+        else:
+            super().add_tuner(cls, cfg)
+
+
+@MODELS.register_module()
+class ETFFN(TunedFFN, FFN):
+    """mmcv's ``FFN`` plus tuners: ``x + FFN(x) + s * Δh(x)``.
+
+    Args:
+        tuning (dict | list[dict], optional): Tuners of the sublayer.
+            Defaults to None.
+        *args, **kwargs: Those of ``mmcv.cnn.bricks.transformer.FFN``.
+    """
+
+    def forward(self, x: Tensor, identity: Optional[Tensor] = None) -> Tensor:
+        """x and identity (default: x) of shape (..., embed_dims)."""
+        h = self.adapt(x, self.gamma2(self.layers(x)))
+        h = self.dropout_layer(h)
+        if not self.add_identity:
+            return h
+        return (x if identity is None else identity) + h
+
+
+class ETSwiGLUFFN(TunedFFN, SwiGLUFFN):
+    """mmpretrain's ``SwiGLUFFN`` (and its ``Fused`` form) plus tuners."""
+
+    def add_tuners(self, tuning) -> None:
+        if tuning and self.out_dims != self.embed_dims:
+            raise ValueError(
+                f'a SwiGLUFFN from {self.embed_dims} to {self.out_dims} '
+                'dimensions has no residual that a tuner could join; leave '
+                'it out with where=')
+        super().add_tuners(tuning)
+
+    def forward(self, x: Tensor, identity: Optional[Tensor] = None) -> Tensor:
+        """x and identity (default: x) of shape (..., embed_dims)."""
+        gate, up = self.w12(x).chunk(2, dim=-1)
+        h = self.gamma2(self.w3(self.norm(F.silu(gate) * up)))
+        h = self.dropout_layer(self.adapt(x, h))
+        if not self.add_identity:
+            return h
+        return (x if identity is None else identity) + h

@@ -1,0 +1,33 @@
+"""A linear layer with a low-rank update."""
+from torch import Tensor, nn
+
+from ..tuners import build_tuner
+from .sublayer import TunedSublayer
+
+
+class ETLinear(TunedSublayer, nn.Linear):
+    """Frozen linear layer plus LoRA: ``W x + b + α/r B A x``."""
+
+    site = 'linear'
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        h = nn.Linear.forward(self, x)
+        for tuner in self.active_tuners:
+            h = h + tuner(x)
+        return h
+
+
+def add_lora(linear: nn.Linear, cfg: dict) -> None:
+    """Give ``linear`` the low-rank update of ``cfg``, in place.
+
+    It takes the place of no module: the layer changes its class, and what
+    calls it notices nothing.
+    """
+    if not isinstance(linear, ETLinear):
+        linear.__class__ = ETLinear
+        linear.add_tuners(None)
+    linear._own(
+        'lora',
+        build_tuner(
+            cfg, in_dims=linear.in_features, out_dims=linear.out_features))

@@ -1,0 +1,99 @@
+"""How tuners sit in a sublayer."""
+import re
+from typing import List, Tuple
+
+from mmengine.model import ModuleDict
+from torch import Tensor
+
+from ..tuners import (LoRA, ParallelAdapter, SerialAdapter, Tuner, build_tuner,
+                      tuner_class)
+
+
+class TunedSublayer:
+    """Mixin that gives a sublayer its tuners.
+
+    It stands before the frozen parent among the bases and adds one child,
+    ``tuners``; the parent's parameters keep their names. The sublayer's output
+    is the paper's shared form, a residual ``h + s * Δh`` around the frozen h.
+
+    A module of the parent's exact type becomes tuned by taking this class
+    (see :func:`tune_sublayer`), so what holds a reference to it, and its hooks
+    and parameters, stay as they are.
+
+    Args:
+        tuning (dict | list[dict], optional): Config of a tuner, or of several.
+            Defaults to None, the parent as it is.
+        *args, **kwargs: The parent's.
+    """
+
+    site: str  # 'ffn' or 'attn'
+    tuning_enabled = True
+
+    def __init__(self, *args, tuning=None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_tuners(tuning)
+
+    def add_tuners(self, tuning) -> None:
+        """Add the tuners that ``tuning`` describes.
+
+        Raises:
+            ValueError: If a tuner cannot stand here, or twice.
+        """
+        self.tuners = ModuleDict()
+        for cfg in as_list(tuning):
+            cls = tuner_class(cfg)
+            if self.site not in cls.sites:
+                raise ValueError(
+                    f'{cls.__name__} needs an attention, and '
+                    f'{type(self).__name__} has none; name it under attn')
+            self.add_tuner(cls, cfg)
+
+    def add_tuner(self, cls: type, cfg: dict) -> None:
+        """Add one tuner; a sublayer overrides it for those that need more."""
+        self._own(_snake_case(cls.__name__), build_tuner(
+            cfg, embed_dims=self.embed_dims))
+
+    def _own(self, name: str, tuner: Tuner) -> None:
+        if name in self.tuners:
+            raise ValueError(f'{type(tuner).__name__} stands twice in one '
+                             f'{type(self).__name__}; one tuner of a type is '
+                             'allowed in a sublayer')
+        self.tuners[name] = tuner
+
+    @property
+    def active_tuners(self) -> Tuple[Tuner, ...]:
+        """The tuners that take part in the forward pass."""
+        return tuple(self.tuners.values()) if self.tuning_enabled else ()
+
+    def adapt(self, x: Tensor, h: Tensor) -> Tensor:
+        """Add what the adapters learned to the frozen output.
+
+        Args:
+            x (Tensor): Input of the sublayer, any shape (..., embed_dims).
+            h (Tensor): Its frozen output before the residual, same shape.
+
+        Returns:
+            Tensor: ``h + s * Δh``, same shape.
+        """
+        for tuner in self.active_tuners:
+            if isinstance(tuner, ParallelAdapter):
+                h = h + tuner(x)
+        for tuner in self.active_tuners:
+            if isinstance(tuner, SerialAdapter):
+                h = h + tuner(h)
+        return h
+
+
+def as_list(tuning) -> List[dict]:
+    """The tuners of one site as a list: of None, of one, of several."""
+    if tuning is None:
+        return []
+    return list(tuning) if isinstance(tuning, (list, tuple)) else [tuning]
+
+
+def is_lora(cls: type) -> bool:
+    return issubclass(cls, LoRA)
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r'(?<=[a-z])(?=[A-Z])', '_', name).lower()

@@ -1,0 +1,10 @@
+from .adapter import ParallelAdapter, SerialAdapter
+from .base import Tuner
+from .builder import build_tuner, tuner_class
+from .lora import LoRA
+from .prefix import Prefix, ScaledPrefix
+
+__all__ = [
+    'LoRA', 'ParallelAdapter', 'Prefix', 'ScaledPrefix', 'SerialAdapter',
+    'Tuner', 'build_tuner', 'tuner_class'
+]

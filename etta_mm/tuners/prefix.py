@@ -1,0 +1,158 @@
+"""Prefixes: learned keys and values in an attention."""
+from typing import Tuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .base import Tuner, check_number, check_size
+from .scale import Scale
+
+COMPOSITIONS = ('parallel', 'concat')
+
+
+@MODELS.register_module()
+class ScaledPrefix(Tuner):
+    r"""Few learned key and value vectors in an attention, scaled by s.
+
+    With queries q over keys K and values V, and learned P_k, P_v of shape
+    (num_prefix, embed_dims), all split into heads:
+
+    - ``composition='parallel'``
+
+      .. math:: \mathrm{Attn}(q, K, V) + s\,\mathrm{Attn}(q, P_k, P_v)
+
+      P_v starts at zero: the tuned attention starts as the frozen one.
+    - ``composition='concat'``: attention over ``[P_k; K]`` with the values
+      ``[s P_v; V]``, which is
+
+      .. math:: (1 - λ)\,\mathrm{Attn}(q, K, V)
+          + s λ\,\mathrm{Attn}(q, P_k, P_v)
+
+      with λ the softmax mass on the prefix. It takes mass from the frozen
+      attention from the first step on, so it is not the identity at the start.
+
+    P_k starts at N(0, 1), in 'concat' P_v at N(0, 0.02). Never both s and P_v
+    at zero: nothing would ever move.
+
+    Parameters: ``2 * l * d`` (+ 1 where s is learned), with l =
+    ``num_prefix`` and d = ``embed_dims``.
+
+    Source: prefix, Li and Liang, "Prefix-Tuning", ACL 2021; the gated form of
+    'concat', He et al., ICLR 2022, equation 5; 'parallel' and the learned s
+    are this project's reading of ETTA's "tunable scalar multiplier".
+
+    Args:
+        embed_dims (int): d, given by the attention.
+        num_heads (int): Heads, given by the attention.
+        num_prefix (int): l.
+        scale (float): s, or its start. Defaults to 1.
+        learn_scale (bool): Whether s is learned. Defaults to True.
+        composition (str): 'parallel' or 'concat'. Defaults to 'parallel'.
+
+    Raises:
+        TypeError: If a size or the scale is not a number.
+        ValueError: If a size is below 1, the scale is 0, or the composition
+            is neither of the two.
+    """
+
+    sites = ('attn', )
+
+    def __init__(self,
+                 embed_dims: int,
+                 num_heads: int,
+                 num_prefix: int,
+                 scale: float = 1.,
+                 learn_scale: bool = True,
+                 composition: str = 'parallel') -> None:
+        super().__init__()
+        if composition not in COMPOSITIONS:
+            raise ValueError(
+                f'{type(self).__name__}(composition={composition!r}): '
+                f'composition is one of {", ".join(COMPOSITIONS)}')
+        self.num_heads = num_heads
+        self.num_prefix = check_size(self, 'num_prefix', num_prefix)
+        self.composition = composition
+        self.key = nn.Parameter(torch.empty(num_prefix, embed_dims))
+        self.value = nn.Parameter(torch.empty(num_prefix, embed_dims))
+        self.scale = Scale(check_number(self, 'scale', scale), learn_scale)
+        if self.scale.value == 0:
+            raise ValueError(
+                f'{type(self).__name__}(scale=0): the values start at zero or '
+                'near it, so nothing would move; start the scale elsewhere')
+        self.reset_parameters()
+
+    @property
+    def is_identity_at_start(self) -> bool:
+        return self.composition == 'parallel'
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.key, std=1.)
+        if self.composition == 'parallel':
+            nn.init.zeros_(self.value)
+        else:
+            nn.init.normal_(self.value, std=0.02)
+        self.scale.reset_parameters()
+
+    def heads(self) -> Tuple[Tensor, Tensor]:
+        """P_k and s·P_v, each of shape (1, num_heads, num_prefix, d_head)."""
+        split = (1, self.num_prefix, self.num_heads, -1)
+        return (self.key.view(split).transpose(1, 2),
+                self.scale(self.value).view(split).transpose(1, 2))
+
+    def forward(self, query: Tensor) -> Tensor:
+        """``s * Attn(q, P_k, P_v)``, what 'parallel' adds.
+
+        The queries of the whole batch attend to the same few keys, so batch
+        and length are folded into one and no key is copied per image.
+
+        Args:
+            query (Tensor): (bs, num_queries, embed_dims), projected, before
+                the split into heads.
+
+        Returns:
+            Tensor: (bs, num_queries, embed_dims), the heads put together.
+        """
+        # (bs, num_queries, d) -> (1, num_heads, bs * num_queries, d_head)
+        folded = query.reshape(1, -1, self.num_heads,
+                               query.size(-1) // self.num_heads).transpose(1, 2)
+        key, value = self.heads()
+        out = F.scaled_dot_product_attention(folded, key.to(query.dtype),
+                                             value.to(query.dtype))
+        return out.transpose(1, 2).reshape(query.shape)
+
+    def extra_repr(self) -> str:
+        return (f'num_prefix={self.num_prefix}, num_heads={self.num_heads}, '
+                f'composition={self.composition!r}')
+
+
+@MODELS.register_module()
+class Prefix(ScaledPrefix):
+    """Standard prefix tuning: the scaled prefix by concatenation with s = 1.
+
+    Parameters: ``2 * l * d``, with l = ``num_prefix`` and d =
+    ``embed_dims``.
+
+    Source: Li and Liang, "Prefix-Tuning", ACL 2021, without their
+    reparameterisation.
+
+    Args:
+        embed_dims (int): d, given by the attention.
+        num_heads (int): Heads, given by the attention.
+        num_prefix (int): l.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int,
+                 num_prefix: int) -> None:
+        super().__init__(
+            embed_dims,
+            num_heads,
+            num_prefix,
+            scale=1.,
+            learn_scale=False,
+            composition='concat')
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.key, std=0.02)
+        nn.init.normal_(self.value, std=0.02)

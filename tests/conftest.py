@@ -1,0 +1,29 @@
+"""What every test starts from: quiet logs, one thread, a fixed seed."""
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import mmdet.models  # noqa: F401  (fills mmdet's registry)
+import mmpretrain.models  # noqa: F401
+import pytest
+import torch
+from mmengine.logging import MMLogger
+
+import etta_mm  # noqa: F401
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests import hosts
+# The sizes are so small that a second thread only costs.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def quiet_and_seeded():
+    """A fixed seed for every test; only errors in mmengine's log."""
+    torch.manual_seed(0)
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+    logging.disable(logging.NOTSET)
+    MMLogger._instance_dict.clear()

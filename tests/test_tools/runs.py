@@ -1,0 +1,148 @@
+"""Tiny configs on real Glyphs, and the tools as a user starts them."""
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import CheckpointLoader
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / 'tools'
+
+DIMS = 16
+TINY_DETECTOR = dict(
+    num_queries=10,
+    backbone=dict(base_channels=8),
+    neck=dict(
+        in_channels=[16, 32, 64],
+        out_channels=DIMS,
+        norm_cfg=dict(num_groups=4)),
+    encoder=dict(
+        num_layers=1,
+        layer_cfg=dict(
+            self_attn_cfg=dict(embed_dims=DIMS),
+            ffn_cfg=dict(embed_dims=DIMS, feedforward_channels=24))),
+    decoder=dict(
+        num_layers=2,
+        layer_cfg=dict(
+            self_attn_cfg=dict(embed_dims=DIMS),
+            cross_attn_cfg=dict(embed_dims=DIMS),
+            ffn_cfg=dict(embed_dims=DIMS, feedforward_channels=24))),
+    positional_encoding=dict(num_feats=DIMS // 2),
+    bbox_head=dict(embed_dims=DIMS),
+    tuning=dict(ffn=dict(bottleneck_dims=6), attn=dict(num_prefix=3)),
+    test_cfg=dict(max_per_img=10))
+TINY_CLASSIFIER = dict(
+    backbone=dict(
+        arch=dict(embed_dims=24, num_layers=2, feedforward_channels=32),
+        tuning=dict(ffn=dict(bottleneck_dims=6), attn=dict(num_prefix=3))),
+    head=dict(in_channels=24))
+#: One epoch, no workers, and validation only where a test wants it.
+SHORT = dict(
+    train_cfg=dict(max_epochs=1, val_interval=1),
+    val_cfg=None,
+    val_dataloader=None,
+    val_evaluator=None,
+    param_scheduler=[],
+    log_processor=dict(window_size=1),
+    randomness=dict(seed=0),
+    default_hooks=dict(logger=dict(interval=1)))
+
+
+def detection_config(path: Path, data: Path, **changes) -> Path:
+    """Write a tiny ET-Deformable DETR's config to ``path``."""
+    cfg = Config.fromfile(ROOT / 'configs/glyphs/et_deformable_detr_glyphs.py')
+    home = data / 'detection/printed'
+    cfg.merge_from_dict(dict(SHORT, model=TINY_DETECTOR, load_from=None))
+    cfg.merge_from_dict(
+        dict(
+            train_dataloader=_loader(home),
+            test_dataloader=_loader(home),
+            test_evaluator=dict(ann_file=str(home / 'annotations/test.json'))))
+    return _write(cfg, path, changes)
+
+
+def classification_config(path: Path, data: Path, **changes) -> Path:
+    """Write a tiny ET-ViT classifier's config to ``path``."""
+    cfg = Config.fromfile(ROOT / 'configs/glyphs/et_vit_glyphs.py')
+    home = data / 'classification/printed'
+    cfg.merge_from_dict(dict(SHORT, model=TINY_CLASSIFIER, load_from=None))
+    cfg.merge_from_dict(
+        dict(train_dataloader=_loader(home), test_dataloader=_loader(home)))
+    return _write(cfg, path, changes)
+
+
+def save_base(config: Path, path: Path) -> Path:
+    """Write a base checkpoint for ``config``: its model without the tuning."""
+    cfg = Config.fromfile(config)
+    model_cfg = cfg.model.to_dict()
+    owner = model_cfg if 'tuning' in model_cfg else model_cfg['backbone']
+    owner.pop('tuning')
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(model_cfg)
+    model.init_weights()
+    torch.save(dict(state_dict=model.state_dict(), meta={}), path)
+    return path
+
+
+def load_checkpoint(path: Path) -> dict:
+    """A checkpoint that a run has written."""
+    return CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+
+
+def load_tool(name: str):
+    """The module of a tool, to be run in this process."""
+    spec = importlib.util.spec_from_file_location(f'tools_{name}',
+                                                  TOOLS / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_tool(name: str,
+             *args,
+             cwd: Path,
+             bin_dir: Path = Path(sys.executable).parent,
+             **env) -> subprocess.CompletedProcess:
+    """Run a tool in processes of its own, with this Python.
+
+    Args:
+        name (str): File name of the tool.
+        *args: Its arguments.
+        cwd (Path): The folder it starts in.
+        bin_dir (Path): The folder whose programs come first.
+        **env: Environment variables.
+    """
+    tool = str(TOOLS / name)
+    command = [sys.executable, tool] if name.endswith('.py') else [tool]
+    paths = [ROOT, Path(__file__).parent, os.environ.get('PYTHONPATH', '')]
+    env = dict(
+        os.environ,
+        PATH=f'{bin_dir}:{Path(sys.executable).parent}:{os.environ["PATH"]}',
+        PYTHONPATH=':'.join(str(p) for p in paths if str(p)),
+        OMP_NUM_THREADS='1',
+        **env)
+    return subprocess.run([*command, *map(str, args)],
+                          cwd=cwd,
+                          env=env,
+                          capture_output=True,
+                          text=True,
+                          timeout=300)
+
+
+def _loader(home: Path) -> dict:
+    return dict(
+        batch_size=4,
+        num_workers=0,
+        persistent_workers=False,
+        dataset=dict(data_root=f'{home}/'))
+
+
+def _write(cfg: Config, path: Path, changes: dict) -> Path:
+    cfg.merge_from_dict(changes)
+    cfg.dump(path)
+    return path

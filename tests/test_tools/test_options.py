@@ -1,0 +1,266 @@
+"""Options mean what mmdet's users expect, and what cannot be is one message."""
+import shutil
+
+import pytest
+import torch
+from runs import (ROOT, classification_config, detection_config, load_tool,
+                  save_base)
+
+from etta_mm import save_tuned
+from etta_mm.engine import options
+from etta_mm.engine import save_base as save_base_weights
+from etta_mm.engine.launch import build_runner
+
+
+@pytest.fixture
+def config(glyphs, tmp_path):
+    return detection_config(tmp_path / 'tiny.py', glyphs)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / 'epoch_3.pth'
+    torch.save(dict(state_dict={}), path)
+    return path
+
+
+def parse(tool: str, *args):
+    return load_tool(tool).parse_args([str(arg) for arg in args])
+
+
+def check_train(config, *args):
+    return options.training_config(parse('train', config, *args))
+
+
+def check_test(config, checkpoint, *args):
+    return options.testing_config(parse('test', config, checkpoint, *args))
+
+
+def test_the_work_dir_is_the_options_or_the_configs_or_named_by_the_config(
+        config, glyphs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert check_train(config).work_dir == './work_dirs/tiny'
+    named = detection_config(
+        tmp_path / 'named.py', glyphs, work_dir=str(tmp_path / 'a'))
+    assert check_train(named).work_dir == str(tmp_path / 'a')
+    assert check_train(named, '--work-dir',
+                       tmp_path / 'b').work_dir == str(tmp_path / 'b')
+
+
+def test_cfg_options_override_the_config(config, tmp_path):
+    cfg = check_train(config, '--work-dir', tmp_path, '--cfg-options',
+                      'optim_wrapper.optimizer.lr=0.5', 'model.num_queries=7')
+    assert cfg.optim_wrapper.optimizer.lr == 0.5
+    assert cfg.model.num_queries == 7
+
+
+def test_a_config_that_does_not_exist_names_those_like_it(
+        config, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(
+            FileNotFoundError, match='configs/etta/et_detr_r50_coco.py'):
+        check_train('configs/et_detr_r50_coc.py')
+    with pytest.raises(FileNotFoundError, match=str(config)):
+        check_train(config.with_name('tinyy.py'))
+    with pytest.raises(FileNotFoundError, match='No name'):
+        check_train('xyzzy.py')
+
+
+def test_the_tools_end_with_one_message_and_no_traceback(tmp_path):
+    for tool, rest in (('train', []), ('test', ['some.pth'])):
+        with pytest.raises(SystemExit) as stop:
+            load_tool(tool).main([str(tmp_path / 'gone.py'), *rest])
+        # A text as exit code: Python prints it and exits with 1.
+        assert stop.value.code.startswith(f'{tool}.py: error: The config')
+
+
+def test_resume_without_a_checkpoint_is_an_error(config, tmp_path):
+    with pytest.raises(
+            FileNotFoundError, match='--resume.*last_checkpoint.*--work-dir'):
+        check_train(config, '--work-dir', tmp_path / 'empty', '--resume')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_9.pth'))
+    with pytest.raises(FileNotFoundError, match='epoch_9.pth'):
+        check_train(config, '--work-dir', tmp_path, '--resume')
+    with pytest.raises(FileNotFoundError, match='epoch_7.pth.*--resume'):
+        check_train(config, '--work-dir', tmp_path, '--resume',
+                    tmp_path / 'epoch_7.pth')
+
+
+def test_resume_takes_the_latest_checkpoint_or_the_one_named(
+        config, checkpoint, tmp_path):
+    (tmp_path / 'last_checkpoint').write_text(str(checkpoint))
+    cfg = check_train(config, '--work-dir', tmp_path, '--resume')
+    assert (cfg.resume, cfg.load_from) == (True, str(checkpoint))
+    other = shutil.copy(checkpoint, tmp_path / 'epoch_1.pth')
+    cfg = check_train(config, '--work-dir', tmp_path, '--resume', other)
+    assert (cfg.resume, cfg.load_from) == (True, str(other))
+    # Without the option, the config's own load_from stays.
+    cfg = check_train(config, '--work-dir', tmp_path, '--cfg-options',
+                      f'load_from={other}')
+    assert (cfg.resume, cfg.load_from) == (False, str(other))
+
+
+def test_resume_from_weights_alone_is_an_error(config, tmp_path):
+    with pytest.raises(ValueError, match='weights only.*optimizer'):
+        check_train(config, '--resume', tmp_path / 'epoch_1.safetensors')
+
+
+def test_load_from_that_does_not_exist_is_an_error(config, tmp_path):
+    with pytest.raises(FileNotFoundError, match='base.pth.*load_from'):
+        check_train(config, '--work-dir', tmp_path, '--cfg-options',
+                    f'load_from={tmp_path}/base.pth')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='needs a CPU only')
+def test_amp_without_a_gpu_is_an_error(config, tmp_path):
+    for given in (['--amp'],
+                  ['--cfg-options', 'optim_wrapper.type=AmpOptimWrapper']):
+        with pytest.raises(ValueError, match="--amp.*'cpu'.*cuda"):
+            check_train(config, '--work-dir', tmp_path, *given)
+
+
+def test_amp_with_a_gpu_scales_the_loss(config, tmp_path, monkeypatch):
+    monkeypatch.setattr('etta_mm.engine.options.get_device', lambda: 'cuda')
+    cfg = check_train(config, '--work-dir', tmp_path, '--amp')
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert cfg.optim_wrapper.loss_scale == 'dynamic'
+
+
+def test_auto_scale_lr_needs_the_batch_size_it_was_meant_for(config, tmp_path):
+    cfg = check_train(config, '--work-dir', tmp_path, '--auto-scale-lr')
+    assert cfg.auto_scale_lr.enable is True
+    with pytest.raises(ValueError, match='--auto-scale-lr.*base_batch_size'):
+        check_train(config, '--work-dir', tmp_path, '--auto-scale-lr',
+                    '--cfg-options', 'auto_scale_lr={}')
+
+
+def test_a_work_dir_that_cannot_be_written_is_an_error(config):
+    with pytest.raises(ValueError, match='work_dir .*cannot be written'):
+        check_train(config, '--work-dir', config / 'below_a_file')
+
+
+def test_bad_data_of_each_split_is_found_by_the_tool_that_reads_it(
+        config, checkpoint, tmp_path):
+    for run, split in ((check_train, 'train'), (check_test, 'test')):
+        args = (config, ) if run is check_train else (config, checkpoint)
+        with pytest.raises(
+                FileNotFoundError, match=f'{split}_dataloader.dataset'):
+            run(*args, '--work-dir', tmp_path, '--cfg-options',
+                f'{split}_dataloader.dataset.ann_file=gone.json')
+    with pytest.raises(FileNotFoundError, match='test_evaluator'):
+        check_test(config, checkpoint, '--work-dir', tmp_path, '--cfg-options',
+                   'test_evaluator.ann_file=gone.json')
+    # Training does not read the test set.
+    check_train(config, '--work-dir', tmp_path, '--cfg-options',
+                'test_dataloader.dataset.ann_file=gone.json')
+
+
+def test_only_the_first_process_of_a_machine_checks_the_data(
+        config, tmp_path, monkeypatch):
+    bad = [
+        config, '--work-dir', tmp_path, '--launcher', 'pytorch',
+        '--cfg-options', 'train_dataloader.dataset.ann_file=gone.json'
+    ]
+    for name, value in dict(RANK='1', LOCAL_RANK='1', WORLD_SIZE='2').items():
+        monkeypatch.setenv(name, value)
+    assert check_train(*bad).launcher == 'pytorch'
+    monkeypatch.setenv('LOCAL_RANK', '0')  # rank 1, on a machine of its own
+    with pytest.raises(FileNotFoundError):
+        check_train(*bad)
+
+
+def test_a_launcher_that_has_not_started_the_process_is_an_error(
+        config, monkeypatch):
+    for name in ('RANK', 'WORLD_SIZE'):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match='RANK, WORLD_SIZE.*dist_train.sh'):
+        check_train(config, '--launcher', 'pytorch')
+
+
+def test_a_checkpoint_that_does_not_exist_is_an_error(config, checkpoint):
+    with pytest.raises(FileNotFoundError, match='epoch_2.pth.*epoch_3.pth'):
+        check_test(config, checkpoint.with_name('epoch_2.pth'))
+
+
+def test_testing_takes_the_checkpoint_and_never_resumes(
+        config, checkpoint, tmp_path):
+    cfg = check_test(config, checkpoint, '--work-dir', tmp_path,
+                     '--cfg-options', 'resume=True', 'load_from=base.pth')
+    assert (cfg.resume, cfg.load_from) == (False, str(checkpoint))
+
+
+def test_out_must_be_a_pickle(config, checkpoint, tmp_path):
+    with pytest.raises(ValueError, match='--out.*pkl'):
+        check_test(config, checkpoint, '--work-dir', tmp_path, '--out',
+                   'a.json')
+    with pytest.raises(ValueError, match='--out.*cannot be written'):
+        check_test(config, checkpoint, '--work-dir', tmp_path, '--out',
+                   config / 'a.pkl')
+
+
+def test_out_adds_a_dump_to_whatever_evaluator_there_is(
+        config, checkpoint, tmp_path):
+    out = tmp_path / 'a.pkl'
+    args = (config, checkpoint, '--work-dir', tmp_path, '--out', out)
+    dump = dict(type='DumpDetResults', out_file_path=str(out))
+    one, two = check_test(*args).test_evaluator
+    assert (one.type, two) == ('CocoMetric', dump)
+    assert check_test(*args, '--cfg-options',
+                      'test_evaluator=[]').test_evaluator == [dump]
+
+
+def test_showing_turns_on_the_hook_of_either_library(config, checkpoint,
+                                                     glyphs, tmp_path):
+    rest = ('--work-dir', tmp_path, '--show', '--show-dir', 'a', '--wait-time',
+            '3')
+    hook = check_test(config, checkpoint, *rest).default_hooks.visualization
+    assert (hook.draw, hook.test_out_dir, hook.show,
+            hook.wait_time) == (True, 'a', True, 3)
+    config = classification_config(tmp_path / 'classifier.py', glyphs)
+    hook = check_test(config, checkpoint, *rest).default_hooks.visualization
+    assert (hook.enable, hook.out_dir, hook.show,
+            hook.wait_time) == (True, 'a', True, 3)
+    with pytest.raises(ValueError, match='--show.*VisualizationHook'):
+        check_test(config, checkpoint, *rest, '--cfg-options',
+                   'default_hooks.visualization=None')
+
+
+def test_batches_of_a_classifier_are_collated(glyphs, tmp_path):
+    config = classification_config(tmp_path / 'classifier.py', glyphs)
+    cfg = check_train(config, '--work-dir', tmp_path, '--cfg-options',
+                      'train_dataloader.num_workers=1')
+    assert cfg.train_dataloader.collate_fn == dict(type='default_collate')
+    # The config says False, and says nothing here.
+    assert cfg.train_dataloader.persistent_workers is False
+    assert cfg.train_dataloader.pin_memory is torch.cuda.is_available()
+
+
+def test_a_tuned_checkpoint_goes_on_top_of_its_base(config, tmp_path):
+    base = save_base(config, tmp_path / 'base.pth')
+    start = ['--work-dir', tmp_path, '--cfg-options', f'load_from={base}']
+    runner = build_runner(check_train(config, *start))
+    runner.load_or_resume()
+    with torch.no_grad():
+        for parameter in runner.model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    tuned = save_tuned(runner.model, tmp_path / 'tuned.safetensors')
+    cfg = check_test(config, tuned, *start)
+    assert cfg.load_from == str(base)
+    loaded = build_runner(cfg).model.state_dict()
+    for name, weight in runner.model.state_dict().items():
+        assert torch.equal(loaded[name], weight), name
+
+
+def test_a_base_in_safetensors_is_tested_as_it_is(config, tmp_path):
+    runner = build_runner(check_train(config, '--work-dir', tmp_path))
+    path = save_base_weights(runner.model, tmp_path / 'base.safetensors')
+    cfg = check_test(config, path, '--work-dir', tmp_path)
+    assert cfg.load_from == str(path) and 'tuned_from' not in cfg
+
+
+def test_a_broken_safetensors_file_is_an_error(config, tmp_path):
+    broken = tmp_path / 'tuned.safetensors'
+    broken.write_bytes(b'0123456789')
+    with pytest.raises(ValueError, match='tuned.safetensors.*intact'):
+        check_test(config, broken, '--work-dir', tmp_path)

@@ -1,0 +1,40 @@
+"""Test a model, of detection or of classification, from config and checkpoint.
+"""
+import argparse
+import sys
+
+from etta_mm.engine.launch import build_runner
+from etta_mm.engine.options import add_arguments, testing_config
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--out', metavar='FILE.pkl', help='write the predictions, pickled')
+    parser.add_argument(
+        '--show', action='store_true', help='show predictions in a window')
+    parser.add_argument(
+        '--show-dir',
+        help='draw predictions into this folder; detection: below the folder '
+        'of this run in the work dir')
+    parser.add_argument(
+        '--wait-time',
+        type=float,
+        default=2,
+        help='how long a prediction is shown, in seconds')
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        cfg = testing_config(args)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f'test.py: error: {error}')
+    build_runner(cfg).test()
+
+
+if __name__ == '__main__':
+    main()

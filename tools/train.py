@@ -1,0 +1,41 @@
+"""Train a model, of detection or of classification, from a config."""
+import argparse
+import sys
+
+from etta_mm.engine.launch import build_runner
+from etta_mm.engine.options import add_arguments, training_config
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='resume from this checkpoint, or without a value from the latest '
+        'of the work dir')
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='train in automatic mixed precision (needs a GPU)')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the batch size over '
+        'auto_scale_lr.base_batch_size of the config')
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        cfg = training_config(args)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f'train.py: error: {error}')
+    build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
