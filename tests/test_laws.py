@@ -392,6 +392,14 @@ def test_the_count_is_the_docstrings_formula(tuned):
     assert counted == _expected_count(tuned)
 
 
+def test_a_heads_own_ffn_is_no_sublayer():
+    # DETRHead.reg_ffn is an mmcv FFN; here the head is not trained in full.
+    model = HOSTS['detr'].build(dict(ffn=ADAPTER))
+    tuners = [n for n, m in model.named_modules() if isinstance(m, Tuner)]
+    assert len(tuners) == len(HOSTS['detr'].ffns)
+    assert not any(name.startswith('bbox_head') for name in tuners)
+
+
 def test_the_report_adds_up(tuned):
     report = count_parameters(tuned.start)
     parameters = list(tuned.start.parameters())

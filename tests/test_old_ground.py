@@ -16,6 +16,7 @@ from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner.checkpoint import load_state_dict
 from mmpretrain.structures import DataSample
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.testing import assert_close
 
@@ -60,9 +61,20 @@ def losses(model, batch) -> dict:
     return model(data['inputs'], data['data_samples'], mode='loss')
 
 
+def without_dropout(model):
+    """Fused attention draws its dropout in another order than the host."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.
+        elif isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.
+    return model
+
+
 def test_losses_at_the_start_are_the_hosts_in_training_mode(any_host):
     name, model = any_host
-    base = copy.deepcopy(HOSTS[name].base()).train()
+    model = without_dropout(copy.deepcopy(model))
+    base = without_dropout(copy.deepcopy(HOSTS[name].base())).train()
     for module in base.modules():  # the tuned one's are frozen
         if isinstance(module, _BatchNorm):
             module.eval()
@@ -174,16 +186,13 @@ def test_bf16_autocast_runs_and_leaves_the_weights_in_float(any_host):
                 assert torch.isfinite(parameter.grad).all()
 
 
-def test_bf16_weights_run(any_host):
-    name, model = any_host
-    if name not in CLASSIFIERS + ['layers']:
-        pytest.skip('mmdet makes its reference points in single precision')
-    model = copy.deepcopy(model).to(torch.bfloat16).eval()
+@pytest.mark.parametrize('name', CLASSIFIERS)
+def test_a_classifier_in_bf16_runs(name):
+    # mmdet's detectors make their reference points in single precision.
+    model = tuned(name).to(torch.bfloat16).eval()
     data = prepare(model, HOSTS[name].batch(), False)
-    if name == 'layers':
-        pytest.skip('its reference points are in single precision')
     out = model(data['inputs'].to(torch.bfloat16), mode='tensor')
-    assert torch.isfinite(out).all()
+    assert out.dtype is torch.bfloat16 and torch.isfinite(out).all()
 
 
 def test_a_deep_copy_is_a_model_of_its_own(any_host):

@@ -12,6 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from etta_mm import count_parameters
 from etta_mm.visualization import (contact_sheet, read_scalars,
                                    training_curve)
 
@@ -60,12 +65,17 @@ def main():
                           pickle.loads(predictions.read_bytes()))
     curve = training_curve(work_dir / 'training_curve.png',
                            {'ETTA': work_dir / 'tuned'}, METRIC)
+    cfg = Config.fromfile(CONFIG)
+    init_default_scope(cfg.default_scope)
+    report = count_parameters(MODELS.build(cfg.model))
     tuned = checkpoint.with_suffix('.safetensors')
     steps = [r['time'] for r in read_scalars(work_dir / 'tuned') if 'loss' in r]
     print(f"""
 AP on handwritten digits (test images, IoU 0.50:0.95)
   before, printed base   {tested(work_dir / 'base'):.3f}
   after, ETTA            {tested(work_dir / 'test'):.3f}
+trained parameters       {report.trainable:,} of {report.total:,} \
+({report.percent:.2f} %)
 checkpoints
   full                   {checkpoint.stat().st_size / 1e6:.2f} MB
   tuned only             {tuned.stat().st_size / 1e6:.2f} MB

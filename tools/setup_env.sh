@@ -448,7 +448,9 @@ drop_half_installed() {
 
 # The first words with the index: few retries, so that a dead one is told in seconds.
 install_build_tools() {
-  install --retries 2 --timeout 20 -c "$TESTED" ninja packaging psutil setuptools wheel
+  local name tools=()
+  for name in ninja packaging psutil setuptools wheel; do tools+=("$name==$(pin "$name")"); done
+  install --retries 2 --timeout 20 --no-deps "${tools[@]}"
 }
 
 install_list() { # install_list FILE: mmcv aside, which is built here

@@ -57,3 +57,4 @@ param_scheduler = [
         end=max_epochs, by_epoch=True, convert_to_iter_based=True)
 ]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
+randomness = dict(seed=0)

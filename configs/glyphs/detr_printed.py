@@ -13,6 +13,8 @@ model = dict(
         depth=18,
         base_channels=32,
         num_stages=3,
+        strides=(1, 2, 2),
+        dilations=(1, 1, 1),
         out_indices=(2, ),
         frozen_stages=3,
         init_cfg=dict(
@@ -48,3 +50,4 @@ param_scheduler = [
         end=max_epochs, by_epoch=True, convert_to_iter_based=True)
 ]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
+randomness = dict(seed=0)

@@ -27,7 +27,6 @@ from typing import Dict, List, Sequence, Tuple
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.datasets import load_digits, load_sample_images
 
 CLASSES = tuple('0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ')
 TASKS = ('detection', 'classification')
@@ -92,6 +91,7 @@ def _printed_glyphs() -> Dict[str, List[Image.Image]]:
 
 @lru_cache(maxsize=None)
 def _handwritten_glyphs(split: str, seed: int) -> Dict[str, List[Image.Image]]:
+    from sklearn.datasets import load_digits  # not for those who only train
     digits = load_digits()
     glyphs = {name: [] for name in CLASSES}
     for index in digit_indices(split, seed):
@@ -104,6 +104,7 @@ def _handwritten_glyphs(split: str, seed: int) -> Dict[str, List[Image.Image]]:
 
 @lru_cache(maxsize=None)
 def _photographs() -> List[Image.Image]:
+    from sklearn.datasets import load_sample_images
     return [Image.fromarray(image) for image in load_sample_images().images]
 
 

@@ -23,7 +23,7 @@ class TunedCheckpointHook(Hook):
 
     def __init__(self) -> None:
         self._written = {}  # full checkpoint -> tuned checkpoint
-        self._seen = {}  # 'last_ckpt', 'best_ckpt...' -> full checkpoint
+        self._seen = {}  # what mmengine wrote, see _full_checkpoints
 
     def before_train(self, runner) -> None:
         # Of a resumed training: its pairs are ours to remove, and what it
@@ -47,19 +47,21 @@ class TunedCheckpointHook(Hook):
 
     @staticmethod
     def _full_checkpoints(runner) -> dict:
-        """What mmengine wrote last, and the best by each metric."""
+        """What mmengine wrote last, and the best by each metric: the file and
+        when it was written."""
         return {
-            key: value
-            for key, value in runner.message_hub.runtime_info.items()
-            if value and key.startswith(('last_ckpt', 'best_ckpt'))
+            key: (full, Path(full).stat().st_mtime_ns)
+            for key, full in runner.message_hub.runtime_info.items()
+            if key.startswith(('last_ckpt', 'best_ckpt')) and full
+            and Path(full).exists()
         }
 
     def _follow(self, runner, epoch: int, iteration: int) -> None:
         if not is_main_process():
             return
-        for key, full in self._full_checkpoints(runner).items():
-            if full != self._seen.get(key) and Path(full).exists():
-                self._seen[key] = full
+        for key, found in self._full_checkpoints(runner).items():
+            if found != self._seen.get(key):
+                self._seen[key], full = found, found[0]
                 model = runner.model
                 if is_model_wrapper(model):
                     model = model.module

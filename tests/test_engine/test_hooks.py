@@ -1,5 +1,6 @@
 """The hooks in mmengine's own Runner, on a tiny model."""
 import copy
+import itertools
 
 import pytest
 import torch
@@ -21,6 +22,10 @@ TUNING = dict(
 #: The metrics of the validations, one after the other: the second epoch is
 #: the best for one, the third for the other.
 SCORES = dict(first=[0.1, 0.9, 0.5, 0.4], second=[0.1, 0.2, 0.9, 0.3])
+
+
+#: Runners of one name share a message hub.
+COUNT = itertools.count()
 
 
 class Tiny(BaseModel):
@@ -100,7 +105,7 @@ def runner(work_dir, model=None, max_epochs=3, hooks=True, **kwargs):
         ] if hooks else None,
         randomness=dict(seed=0),
         default_scope='mmengine',
-        experiment_name=f'{work_dir}-{max_epochs}-{kwargs}',
+        experiment_name=f'{work_dir.name}-{next(COUNT)}',
         **kwargs)
 
 

@@ -125,6 +125,20 @@ def test_the_fingerprint_is_of_the_base_alone(path, tmp_path):
             ['base_fingerprint'])
 
 
+def test_the_statistics_of_a_trained_stage_are_saved(tmp_path):
+    tuning = dict(ffn=TUNING['ffn'], train='backbone.layer4')
+    model = build(tuning)
+    train_steps(model, [HOST.batch()])
+    name = 'backbone.layer4.0.bn1.running_mean'
+    moved = model.state_dict()[name]
+    assert not torch.equal(moved, HOST.base_weights()[name])
+    path = save_tuned(model.eval(), tmp_path / 'tuned.safetensors')
+    other = copy.deepcopy(HOST.base())
+    load_tuned(other, path)
+    assert torch.equal(other.state_dict()[name], moved)
+    assert not any('layer3' in key for key in load_file(str(path)))
+
+
 # --------------------------------------------------------- what does not fit
 @EACH_START
 def test_another_base_is_refused(path, start):

@@ -34,7 +34,9 @@ def random_parameters(module: nn.Module) -> nn.Module:
 
 def pair(tuning=PREFIX, **kwargs):
     """mmcv's attention and ours with the same base weights."""
-    kwargs = dict(dict(embed_dims=DIMS, num_heads=HEADS), **kwargs)
+    # mmcv writes into its default of dropout_layer, so it is given here.
+    kwargs = dict(
+        dict(embed_dims=DIMS, num_heads=HEADS, dropout_layer=None), **kwargs)
     parent = random_parameters(MultiheadAttention(**kwargs)).eval()
     ours = random_parameters(ETMultiheadAttention(**kwargs, tuning=tuning))
     ours.load_state_dict(parent.state_dict(), strict=False)

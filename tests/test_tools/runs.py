@@ -41,12 +41,8 @@ TINY_CLASSIFIER = dict(
         arch=dict(embed_dims=24, num_layers=2, feedforward_channels=32),
         tuning=dict(ffn=dict(bottleneck_dims=6), attn=dict(num_prefix=3))),
     head=dict(in_channels=24))
-#: One epoch, no workers, and validation only where a test wants it.
 SHORT = dict(
     train_cfg=dict(max_epochs=1, val_interval=1),
-    val_cfg=None,
-    val_dataloader=None,
-    val_evaluator=None,
     param_scheduler=[],
     log_processor=dict(window_size=1),
     randomness=dict(seed=0),
@@ -58,12 +54,10 @@ def detection_config(path: Path, data: Path, **changes) -> Path:
     cfg = Config.fromfile(ROOT / 'configs/glyphs/et_deformable_detr_glyphs.py')
     home = data / 'detection/printed'
     cfg.merge_from_dict(dict(SHORT, model=TINY_DETECTOR, load_from=None))
-    cfg.merge_from_dict(
-        dict(
-            train_dataloader=_loader(home),
-            test_dataloader=_loader(home),
-            test_evaluator=dict(ann_file=str(home / 'annotations/test.json'))))
-    return _write(cfg, path, changes)
+    for split in ('val', 'test'):
+        ann_file = str(home / f'annotations/{split}.json')
+        cfg.merge_from_dict({f'{split}_evaluator.ann_file': ann_file})
+    return _write(cfg, path, home, changes)
 
 
 def classification_config(path: Path, data: Path, **changes) -> Path:
@@ -71,9 +65,7 @@ def classification_config(path: Path, data: Path, **changes) -> Path:
     cfg = Config.fromfile(ROOT / 'configs/glyphs/et_vit_glyphs.py')
     home = data / 'classification/printed'
     cfg.merge_from_dict(dict(SHORT, model=TINY_CLASSIFIER, load_from=None))
-    cfg.merge_from_dict(
-        dict(train_dataloader=_loader(home), test_dataloader=_loader(home)))
-    return _write(cfg, path, changes)
+    return _write(cfg, path, home, changes)
 
 
 def save_base(config: Path, path: Path) -> Path:
@@ -134,15 +126,13 @@ def run_tool(name: str,
                           timeout=300)
 
 
-def _loader(home: Path) -> dict:
-    return dict(
-        batch_size=4,
-        num_workers=0,
-        persistent_workers=False,
-        dataset=dict(data_root=f'{home}/'))
-
-
-def _write(cfg: Config, path: Path, changes: dict) -> Path:
+def _write(cfg: Config, path: Path, home: Path, changes: dict) -> Path:
+    for split in ('train', 'val', 'test'):
+        loader = cfg[f'{split}_dataloader']
+        loader.update(batch_size=4, num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = f'{home}/'
     cfg.merge_from_dict(changes)
-    cfg.dump(path)
+    # Config.dump takes seconds to make the text pretty.
+    path.write_text('\n'.join(f'{key} = {value!r}'
+                              for key, value in cfg.to_dict().items()))
     return path

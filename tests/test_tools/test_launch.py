@@ -14,19 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import (classification_config, detection_config, load_checkpoint,
-                  load_tool, run_tool, save_base)
+from runs import (ROOT, classification_config, detection_config,
+                  load_checkpoint, load_tool, run_tool, save_base)
 
 from etta_mm.engine import read_metadata
 from etta_mm.engine.launch import RANK_VARIABLES, init_gloo
 
-SRUN = '''printf '%s ' "$@" > srun.txt
-while [ "${1#-}" != "$1" ]; do
-    [ "$1" = -p ] && shift
-    shift
-done
-export SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 SLURM_NODELIST=node1
-exec "$@"'''
 LEARNING_RATE = 0.1
 # In three steps of SGD the weights move by far more than the tolerance.
 TOLERANCE = 1e-5
@@ -39,20 +32,14 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-@pytest.fixture(scope='module')
-def trained(glyphs, tmp_path_factory):
-    """A detector trained by tools/train.py: (config, work dir, process)."""
-    folder = tmp_path_factory.mktemp('trained')
-    config = detection_config(folder / 'tiny.py', glyphs)
-    base = save_base(config, folder / 'base.pth')
-    done = run_tool(
-        'train.py', config, '--cfg-options', f'load_from={base}', cwd=folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return config, folder / 'work_dirs/tiny', done
+def stub(path: Path, script: str) -> None:
+    path.write_text(f'#!/bin/sh\n{script}\n')
+    path.chmod(stat.S_IRWXU)
 
 
 def test_train_writes_checkpoints_into_the_default_work_dir(trained):
-    _, work_dir, _ = trained
+    config, work_dir, _ = trained
+    assert work_dir == config.parent / 'work_dirs' / config.stem
     assert (work_dir / 'epoch_1.pth').is_file()
     assert read_metadata(work_dir / 'epoch_1.safetensors')
 
@@ -68,18 +55,12 @@ def test_the_training_log_shows_eta_losses_and_the_report_once(trained):
 def test_test_evaluates_dumps_and_draws(trained, tmp_path):
     config, work_dir, _ = trained
     out = tmp_path / 'new_folder/predictions.pkl'
-    done = run_tool(
-        'test.py',
-        config,
-        work_dir / 'epoch_1.pth',
-        '--work-dir',
-        tmp_path,
-        '--out',
-        out,
-        '--show-dir',
-        'drawn',
-        cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    load_tool('test').main([
+        str(config),
+        str(work_dir / 'epoch_1.pth'), '--work-dir',
+        str(tmp_path), '--out',
+        str(out), '--show-dir', 'drawn'
+    ])
     predictions = pickle.loads(out.read_bytes())
     assert len(predictions) == 4
     assert predictions[0]['pred_instances']['bboxes'].shape == (10, 4)
@@ -119,47 +100,43 @@ def test_several_processes_test_a_tuned_checkpoint_like_one_the_full(
                                    e['pred_instances']['scores'])
 
 
-def test_slurm_starts_the_training_in_the_work_dir_given(glyphs, tmp_path):
-    bin_dir = tmp_path / 'bin'
-    bin_dir.mkdir()
-    # Slurm as far as the script sees it: one task, its variables, one host.
-    for name, script in (('srun', SRUN), ('scontrol', 'echo 127.0.0.1')):
-        (bin_dir / name).write_text(f'#!/bin/sh\n{script}\n')
-        (bin_dir / name).chmod(stat.S_IRWXU)
-    config = detection_config(tmp_path / 'tiny.py', glyphs)
+@pytest.mark.parametrize('tool, given', [
+    ('slurm_train.sh', ['a.py', 'here', '--amp']),
+    ('slurm_train.sh', ['a.py', '--work-dir', 'here', '--amp']),
+    ('slurm_test.sh', ['a.py', 'b.pth', '--work-dir', 'here', '--amp']),
+])
+def test_slurm_is_asked_for_what_the_environment_says(tool, given, tmp_path):
+    stub(tmp_path / 'srun', 'printf "%s\\n" "$@" > srun.txt')
     done = run_tool(
-        'slurm_train.sh',
+        tool,
         'dev',
         'job',
-        config,
-        tmp_path / 'here',
-        '--cfg-options',
-        'train_cfg.max_epochs=1',
+        *given,
         cwd=tmp_path,
-        GPUS='1',
-        GPUS_PER_NODE='1',
-        SRUN_ARGS='--gres=none --exclusive',
-        bin_dir=bin_dir,
-        MASTER_PORT=str(free_port()))
-    assert done.returncode == 0, done.stderr[-3000:]
-    given = (tmp_path / 'srun.txt').read_text().split()
-    assert given[:6] == [
-        '-p', 'dev', '--job-name=job', '--gres=gpu:1', '--ntasks=1',
-        '--ntasks-per-node=1'
+        bin_dir=tmp_path,
+        GPUS='16',
+        CPUS_PER_TASK='3',
+        SRUN_ARGS='--gres=none --exclusive')
+    assert done.returncode == 0, done.stderr
+    script = ROOT / 'tools' / tool.replace('slurm_', '').replace('.sh', '.py')
+    checkpoint = ['b.pth'] if 'test' in tool else []
+    found = (tmp_path / 'srun.txt').read_text().split('\n')[:-1]
+    assert found[:13] == [
+        '-p', 'dev', '--job-name=job', '--gres=gpu:8', '--ntasks=16',
+        '--ntasks-per-node=8', '--cpus-per-task=3', '--kill-on-bad-exit=1',
+        '--gres=none', '--exclusive', 'python', '-u',
+        str(script)
     ]
-    assert given[6:10] == [
-        '--cpus-per-task=5', '--kill-on-bad-exit=1', '--gres=none',
-        '--exclusive'
-    ]
-    log = next((tmp_path / 'here').glob('*/*.log')).read_text()
-    assert 'Distributed launcher: slurm' in log
-    assert (tmp_path / 'here/epoch_1.pth').is_file()
+    assert found[13:14 + len(checkpoint)] == ['a.py', *checkpoint]
+    assert sorted(found[14 + len(checkpoint):]) == sorted(
+        ['--work-dir', 'here', '--launcher', 'slurm', '--amp'])
 
 
 def test_resume_goes_on_from_the_latest_checkpoint(trained, tmp_path):
     config, work_dir, _ = trained
     # The folder has moved since last_checkpoint was written.
     moved = Path(shutil.copytree(work_dir, tmp_path / 'moved'))
+    (moved / 'last_checkpoint').write_text('where/it/was/epoch_1.pth')
     before = load_checkpoint(moved / 'epoch_1.pth')
     load_tool('train').main([
         str(config), '--work-dir',
@@ -190,18 +167,24 @@ def test_a_classifier_is_trained_and_tested_alike(glyphs, tmp_path):
 
 @pytest.mark.parametrize('launcher', RANK_VARIABLES)
 def test_without_a_gpu_every_launcher_talks_through_gloo(
-        launcher, monkeypatch):
-    for variable, value in zip(RANK_VARIABLES[launcher], '001'):
+        launcher, tmp_path, monkeypatch):
+    for variable in (*RANK_VARIABLES['pytorch'], 'MASTER_ADDR'):
+        monkeypatch.setenv(variable, '')  # so that pytest restores it
+    os.environ.pop('MASTER_ADDR')
+    for variable, value in zip(RANK_VARIABLES[launcher], ('0', '3', '1')):
         monkeypatch.setenv(variable, value)
-    for variable in RANK_VARIABLES['pytorch']:  # gone again afterwards
-        monkeypatch.setenv(
-            variable, '0' if launcher != 'pytorch' else os.environ[variable])
-    monkeypatch.setenv('MASTER_ADDR', '127.0.0.1')
+    if launcher == 'slurm':  # it says where the first host is, if asked
+        stub(tmp_path / 'scontrol', '[ $3 = "a[1-2]" ] && echo 127.0.0.1 a2')
+        monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
+        monkeypatch.setenv('SLURM_NODELIST', 'a[1-2]')
+    else:
+        monkeypatch.setenv('MASTER_ADDR', '127.0.0.1')
     monkeypatch.setenv('MASTER_PORT', str(free_port()))
     init_gloo(launcher, dict(backend='nccl', timeout=60))
     try:
         assert torch.distributed.get_backend() == 'gloo'
         assert torch.distributed.get_world_size() == 1
+        assert os.environ['LOCAL_RANK'] == '3'
     finally:
         torch.distributed.destroy_process_group()
 
