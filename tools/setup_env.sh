@@ -263,7 +263,7 @@ PY
 }
 
 check_disk() {
-  local place=$ENV_DIR need=10 free
+  local place=$ENV_DIR need=9 free
   if compgen -G "$ENV_DIR/lib/python3*/site-packages/torch/version.py" >/dev/null; then need=2; fi
   while [[ ! -d $place ]]; do place=$(dirname "$place"); done
   free=$(df -Pk "$place" | awk 'NR == 2 {print int($4 / 1048576)}')

@@ -6,7 +6,7 @@ from typing import Dict, List
 
 from mmcv.cnn.bricks.transformer import FFN, MultiheadAttention
 from mmcv.ops import MultiScaleDeformableAttention
-from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.dense_heads import DETRHead
 from mmdet.models.detectors import DETR
 from mmpretrain.models.utils import MultiheadAttention as ViTAttention
 from mmpretrain.models.utils import SwiGLUFFN, SwiGLUFFNFused
@@ -47,8 +47,8 @@ def apply_tuning(model: nn.Module, tuning: dict) -> nn.Module:
 
     Args:
         model (nn.Module): Any module that contains FFNs or attentions of
-            mmcv or mmpretrain. Those inside dense heads (such as DETR's
-            ``reg_ffn``) are no transformer sublayers and are passed over.
+            mmcv or mmpretrain. Those inside a DETR's head (its ``reg_ffn``)
+            are no transformer sublayers and are passed over.
         tuning (dict): With the keys
 
             - ``ffn``, ``attn`` (dict | list[dict], optional): Tuners of every
@@ -214,7 +214,7 @@ def _sublayers(model: nn.Module, trained: List[str]) -> Dict[str, nn.Module]:
     """The sublayers of ``model`` that a tuner can join, by name."""
     heads = [
         f'{name}.' for name, module in model.named_modules()
-        if isinstance(module, BaseDenseHead)
+        if isinstance(module, DETRHead)
     ]
     found = {}
     for name, module in model.named_modules():
