@@ -1,36 +1,15 @@
 """Tune a model: put the tuners where the tuning says and freeze the rest."""
-import re
 from contextlib import contextmanager
-from difflib import get_close_matches
-from typing import Dict, List
+from typing import List
 
-from mmcv.cnn.bricks.transformer import FFN, MultiheadAttention
-from mmcv.ops import MultiScaleDeformableAttention
-from mmdet.models.dense_heads import DETRHead
 from mmdet.models.detectors import DETR
-from mmpretrain.models.utils import MultiheadAttention as ViTAttention
-from mmpretrain.models.utils import SwiGLUFFN, SwiGLUFFNFused
 from torch import nn
 
-from ..tuners import Tuner, tuner_class
-from .attention import ETMultiheadAttention, ETViTAttention
-from .deformable import ETMultiScaleDeformableAttention
-from .ffn import ETFFN, ETSwiGLUFFN
+from ..tuners import Tuner
 from .frozen import freeze_statistics
 from .guard import guard_loading
-from .sublayer import TunedSublayer, as_list
-
-#: The sublayers that can be tuned and what they become. Exact types: a
-#: subclass may compute something else.
-TUNED_CLASSES = {
-    FFN: ETFFN,
-    SwiGLUFFN: ETSwiGLUFFN,
-    SwiGLUFFNFused: ETSwiGLUFFN,
-    MultiheadAttention: ETMultiheadAttention,
-    ViTAttention: ETViTAttention,
-    MultiScaleDeformableAttention: ETMultiScaleDeformableAttention,
-}
-KEYS = ('ffn', 'attn', 'train', 'where')
+from .plan import TUNED_CLASSES, normalize_tuning, plan_tuning, trained_names
+from .sublayer import TunedSublayer
 
 
 def apply_tuning(model: nn.Module, tuning: dict) -> nn.Module:
@@ -77,8 +56,8 @@ def apply_tuning(model: nn.Module, tuning: dict) -> nn.Module:
             raise ValueError(
                 f'{name or type(model).__name__} is tuned already; build a '
                 'new model to tune it in another way')
-    trained = _trained_names(model, tuning['train'])
-    plan = _plan(model, tuning, trained)
+    trained = trained_names(model, tuning['train'])
+    plan = plan_tuning(model, tuning, trained)
     has_tuners = any(isinstance(m, Tuner) for m in model.modules())
     if not (plan or trained or has_tuners):
         raise ValueError('the tuning leaves nothing to train; give it ffn, '
@@ -130,155 +109,6 @@ def rolled_back_on_error(model: nn.Module):
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         raise
-
-
-def normalize_tuning(tuning: dict) -> dict:
-    """A plain copy of ``tuning`` with every key; ``train`` and ``where`` are
-    lists, the tuners' types names."""
-    if not isinstance(tuning, dict):
-        raise TypeError('a tuning is a dict with the keys ' +
-                        f'{", ".join(KEYS)}, not {tuning!r}')
-    wrong = sorted(set(tuning) - set(KEYS))
-    if wrong:
-        raise KeyError(f'a tuning has no key {", ".join(wrong)}; its keys are '
-                       f'{", ".join(KEYS)}')
-    plain = {}
-    for key in ('ffn', 'attn'):
-        plain[key] = [
-            dict(_plain(cfg), type=tuner_class(cfg).__name__)
-            for cfg in as_list(tuning.get(key))
-        ]
-        for cfg in plain[key]:
-            if 'where' in cfg:
-                cfg['where'] = _patterns('where', cfg['where'])
-    for key in ('train', 'where'):
-        plain[key] = _patterns(key, tuning.get(key))
-    return plain
-
-
-def _patterns(key: str, value) -> List[str]:
-    """None, a pattern or several of them as a list."""
-    if value is None:
-        return []
-    patterns = [value] if isinstance(value, str) else value
-    if not (isinstance(patterns, (list, tuple))
-            and all(isinstance(pattern, str) for pattern in patterns)):
-        raise TypeError(f'{key}={value!r} is neither a string nor a list of '
-                        'strings')
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f'{key}={pattern!r} is neither a name nor a regular '
-                f'expression: {error}') from error
-    return list(patterns)
-
-
-def _plain(value):
-    """Dicts and lists of mmengine's config as builtin ones."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value
-
-
-def _trained_names(model: nn.Module, patterns: List[str]) -> List[str]:
-    """Names of the modules and parameters of ``model`` that are trained in
-    full: what a pattern matches, and everything below."""
-    names = [name for name, _ in model.named_modules() if name]
-    # A shared parameter has several names; all of them count.
-    names += [n for n, _ in model.named_parameters(remove_duplicate=False)]
-    trained = []
-    for pattern in patterns:
-        matched = [n for n in names if re.fullmatch(pattern, n)]
-        if not matched:
-            raise ValueError(
-                f'train={pattern!r} matches no submodule and no parameter '
-                f'of {type(model).__name__}; {_nearest(pattern, names)}')
-        trained += [
-            n for n in names if n not in trained and any(
-                f'{n}.'.startswith(f'{owner}.') for owner in matched)
-        ]
-    return trained
-
-
-def _nearest(pattern: str, names: List[str]) -> str:
-    near = get_close_matches(pattern, names, n=3, cutoff=0.3)
-    near = near or [name for name in names if '.' not in name]
-    return 'the nearest names are ' + ', '.join(near)
-
-
-def _sublayers(model: nn.Module, trained: List[str]) -> Dict[str, nn.Module]:
-    """The sublayers of ``model`` that a tuner can join, by name."""
-    heads = [
-        f'{name}.' for name, module in model.named_modules()
-        if isinstance(module, DETRHead)
-    ]
-    found = {}
-    for name, module in model.named_modules():
-        if type(module) not in TUNED_CLASSES:
-            continue
-        if any(f'{name}.'.startswith(head) for head in heads):
-            continue
-        if name not in trained:  # what is trained in full needs no tuner
-            found[name] = module
-    return found
-
-
-def _plan(model: nn.Module, tuning: dict, trained: List[str]):
-    """Pairs of a sublayer and the tuners it gets."""
-    sublayers = _sublayers(model, trained)
-    plan = {}
-    for site in ('ffn', 'attn'):
-        at_site = [
-            n for n, m in sublayers.items()
-            if TUNED_CLASSES[type(m)].site == site
-        ]
-        for cfg in tuning[site]:
-            cls = tuner_class(cfg)
-            if site not in cls.sites:
-                raise ValueError(
-                    f'{site}={cls.__name__}: a prefix needs an attention, and '
-                    f'a feed-forward network has none; name it under attn')
-            patterns = [tuning['where'], cfg.get('where', [])]
-            names = [
-                n for n in at_site if all(
-                    not p or any(re.search(x, n) for x in p) for p in patterns)
-            ]
-            if not names:
-                where = [x for p in patterns for x in p]
-                raise ValueError(
-                    f'{site}={cls.__name__} matches no sublayer of '
-                    f'{type(model).__name__}' +
-                    (f' with where={where}' if where else '') + '; ' +
-                    (_nearest(where[0] if where else '', at_site) if at_site
-                     else f'it has none of {_supported(site)}'))
-            own = {k: v for k, v in cfg.items() if k != 'where'}
-            for name in names:
-                plan.setdefault(name, []).append(own)
-    _check_where(model, tuning, list(sublayers))
-    return [(sublayers[name], cfgs) for name, cfgs in plan.items()]
-
-
-def _check_where(model: nn.Module, tuning: dict, names: List[str]) -> None:
-    """Refuse a pattern of a ``where`` that no sublayer has; beside one that
-    matches it would go unseen."""
-    patterns = list(tuning['where'])
-    for cfg in tuning['ffn'] + tuning['attn']:
-        patterns += cfg.get('where', [])
-    for pattern in patterns:
-        if not any(re.search(pattern, name) for name in names):
-            raise ValueError(
-                f'where={pattern!r} matches no sublayer of '
-                f'{type(model).__name__}; {_nearest(pattern, names)}')
-
-
-def _supported(site: str) -> str:
-    return ', '.join(
-        f'{cls.__module__.split(".")[0]}.{cls.__name__}'
-        for cls, tuned in TUNED_CLASSES.items() if tuned.site == site)
 
 
 def _freeze(model: nn.Module, trained: List[str]) -> None:
