@@ -98,9 +98,9 @@ def check_classes(classes: Sequence[str], found: Sequence[str], source: str,
     """
     if isinstance(classes, str):
         raise ValueError(
-            f'{name}: classes is {classes!r}, but must be a tuple of names (for '
-            f'one class write ({classes!r}, )) or a text file that exists, one '
-            'name a line.')
+            f'{name}: classes is {classes!r}, but must be a tuple of names '
+            f'(for one class write ({classes!r}, )) or a text file that '
+            'exists, one name a line.')
     missing = [item for item in classes if item not in found]
     if missing:
         raise ValueError(
