@@ -23,8 +23,7 @@ class ConvStem(Sequential):
         (\mathrm{relu} \circ \mathrm{BN} \circ \mathrm{conv}_{3\times 3,
         \mathrm{stride}\,2})^n
 
-    where the i-th of the n convolutions has :math:`d / 2^{n-i}` channels. On
-    small data it learns where a single p x p convolution stays at chance.
+    where the i-th of the n convolutions has :math:`d / 2^{n-i}` channels.
 
     Args:
         in_channels (int): Channels of the input.
