@@ -10,8 +10,8 @@ sets of other types than these are left alone, for their own classes to check:
 - mmpretrain's ``CustomDataset`` and its heirs (``ImageNet``): class folders, or
   list file and images.
 
-The annotations are read once more than training needs: about 10 s and 3 GB for
-COCO's train2017.
+The annotations are read once more than training needs: 15 s of CPU and 2.6 GB
+for a file of 410 MB, the size of COCO's train2017.
 """
 import json
 import os
