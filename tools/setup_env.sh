@@ -276,24 +276,6 @@ check_disk() {
   fi
 }
 
-check_libraries() { # what opencv-python needs from the system; a bare container lacks it
-  local missing
-  missing=$("$PYTHON" - <<'PY'
-import ctypes
-
-for name in ('libGL.so.1', 'libgthread-2.0.so.0'):
-    try:
-        ctypes.CDLL(name)
-    except OSError:
-        print(name, end=' ')
-PY
-  )
-  if [[ -n $missing ]]; then
-    die "opencv-python needs the system libraries ${missing% }, which are not here." \
-      "Debian and Ubuntu: apt-get install libgl1 libglib2.0-0"
-  fi
-}
-
 find_cuda_home() { # torch takes the folder above nvcc's, which a wrapper on the PATH leads astray
   local home nvcc
   nvcc=$(command -v nvcc || true)
@@ -354,7 +336,6 @@ wheel_path() { # wheel_path CUDA: where the wheel for torch's CUDA version, or 0
 check_env
 check_no_rivals
 check_disk
-check_libraries
 if [[ -z $CUDA_ARCHS ]]; then ANY_CUDA=0; else ANY_CUDA='*'; fi
 if ! compgen -G "$(wheel_path "$ANY_CUDA")" >/dev/null; then check_compilers; fi
 
