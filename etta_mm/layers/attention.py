@@ -83,7 +83,7 @@ class TunedAttention(TunedSublayer):
             for t in (q, k, v))
         if prefix is not None and prefix.composition == 'concat':
             prefix_keys, prefix_values = (
-                t.to(k.dtype).expand(len(k), -1, -1, -1)
+                t.to(k.dtype).expand(k.size(0), -1, -1, -1)
                 for t in prefix.heads())
             keys = torch.cat((prefix_keys, keys), dim=2)
             values = torch.cat((prefix_values, values), dim=2)
@@ -219,7 +219,7 @@ class ETMultiheadAttention(TunedAttention, MultiheadAttention):
             x, values = x.transpose(0, 1), values.transpose(0, 1)
             keys = x if is_self else keys.transpose(0, 1)
         q, k, v = self._project(x, keys, values)
-        mask = visible_mask(attn_mask, key_padding_mask, len(x), q.dtype)
+        mask = visible_mask(attn_mask, key_padding_mask, x.size(0), q.dtype)
         h = self.attn.out_proj(
             self.attend(
                 self._lora('q', x, q), k, self._lora('v', values, v), mask,

@@ -91,7 +91,20 @@ class ETMultiScaleDeformableAttention(TunedSublayer,
             query_pos=query_pos,
             **kwargs)
         x = query if query_pos is None else query + query_pos
+        h = self.adapt(x, self.add_prefix(x, h))
+        return h + (query if identity is None else identity)
+
+    def add_prefix(self, x: Tensor, h: Tensor) -> Tensor:
+        """Add what the prefix learned to the frozen output.
+
+        Args:
+            x (Tensor): query + query_pos.
+            h (Tensor): The frozen output before the residual, same shape.
+
+        Returns:
+            Tensor: Same shape.
+        """
         if self.tuning_enabled and 'prefix' in self.tuners:
             h = h + self.dropout(
                 F.linear(self.tuners['prefix'](x), self.output_proj.weight))
-        return self.adapt(x, h) + (query if identity is None else identity)
+        return h

@@ -12,7 +12,9 @@ class ETLinear(TunedSublayer, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        h = nn.Linear.forward(self, x)
+        return self.adapt(x, nn.Linear.forward(self, x))
+
+    def adapt(self, x: Tensor, h: Tensor) -> Tensor:
         for tuner in self.active_tuners:
             h = h + tuner(x)
         return h

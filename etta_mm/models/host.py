@@ -2,7 +2,8 @@
 import copy
 from typing import Optional
 
-from ..layers import apply_tuning, start_tuners
+from ..layers import (apply_tuning, checkpoint_layers, fold_frozen_norms,
+                      start_tuners)
 
 
 class TunedHost:
@@ -14,21 +15,39 @@ class TunedHost:
         class ETDINO(TunedHost, DINO):
             pass
 
-    Deviations from every host: it takes ``tuning``; its config is copied
-    before the host, which may write into it, sees it; after the host's
-    ``init_weights``, which initialises whatever lies below it, the tuners
-    start over.
+    Deviations from every host: it takes ``tuning``, ``fold_norms``,
+    ``channels_last`` and ``with_cp``; its config is copied before the host,
+    which may write into it, sees it; after the host's ``init_weights``, which
+    initialises whatever lies below it, the tuners start over.
 
     Args:
         tuning (dict, optional): See :func:`etta_mm.apply_tuning`. Defaults to
             None: the host as it is, for full fine-tuning.
+        fold_norms (bool): Compute frozen batch norms together with the frozen
+            convolutions before them; weights and checkpoints stay as they
+            are. Defaults to True.
+        channels_last (bool): Compute these with the channels last in memory.
+            Defaults to True.
+        with_cp (bool): Compute the activations of the transformer layers
+            again in the backward pass instead of keeping them: less memory,
+            more time. Defaults to False.
         *args, **kwargs: The host's.
     """
 
-    def __init__(self, *args, tuning: Optional[dict] = None, **kwargs) -> None:
+    def __init__(self,
+                 *args,
+                 tuning: Optional[dict] = None,
+                 fold_norms: bool = True,
+                 channels_last: bool = True,
+                 with_cp: bool = False,
+                 **kwargs) -> None:
         super().__init__(*copy.deepcopy(args), **copy.deepcopy(kwargs))
         if tuning is not None:
             apply_tuning(self, tuning)
+            if fold_norms:
+                fold_frozen_norms(self, channels_last)
+        if with_cp:
+            checkpoint_layers(self)
 
     def train(self, mode: bool = True):
         """As the host's, but return self, which backbones of mmdet and

@@ -1,0 +1,88 @@
+"""The methods of the benchmark: how a case is fine-tuned."""
+from pathlib import Path
+from typing import Callable, Dict
+
+import torch
+from torch import nn
+
+from ..engine import save_tuned
+from . import peers
+from .cases import Case, Contestant
+from .floor import to_floor
+
+ADAPTER = dict(type='ParallelAdapter', bottleneck_dims=400)
+ETTA = dict(ffn=ADAPTER, attn=dict(type='ScaledPrefix', num_prefix=50))
+
+
+def save_state(model: nn.Module) -> Callable[[Path], None]:
+    return lambda path: torch.save(model.state_dict(), path)
+
+
+def base(case: Case) -> Contestant:
+    """The untouched model, forward only."""
+    model = case.build(case.config())
+    return case.contestant(model, save_state(model), trains=False)
+
+
+def full(case: Case) -> Contestant:
+    """All parameters, but those the zoo config freezes."""
+    model = case.build(case.config())
+    return case.contestant(model, save_state(model))
+
+
+def head_only(case: Case) -> Contestant:
+    """The head alone."""
+    if case.is_detection:
+        return _tuned(case, {})
+    model = case.build(case.config())
+    model.backbone.requires_grad_(False)
+    return case.contestant(model, save_state(model.head))
+
+
+def _tuned_model(case: Case, tuning: dict, **switches) -> nn.Module:
+    config = case.config()
+    if case.is_detection:
+        tuning = dict(tuning, train=['bbox_head'])
+        config.update(type=f'ET{config.type}', tuning=tuning, **switches)
+    else:
+        config.backbone.update(
+            type='ETVisionTransformer', tuning=tuning, **switches)
+    return case.build(config)
+
+
+def _tuned(case: Case, tuning: dict, **switches) -> Contestant:
+    model = _tuned_model(case, tuning, **switches)
+    return case.contestant(model, lambda path: save_tuned(model, path))
+
+
+def floor(case: Case) -> Contestant:
+    """ETTA's model with one scalar in the place of the lowest tuner."""
+    model = to_floor(_tuned_model(case, ETTA))
+    return case.contestant(model, lambda path: torch.save({}, path))
+
+
+def _of(tuning: dict, **switches) -> Callable[[Case], Contestant]:
+    return lambda case: _tuned(case, tuning, **switches)
+
+
+#: The methods by name, in the order of the tables.
+METHODS: Dict[str, Callable[[Case], Contestant]] = dict(
+    base=base,
+    floor=floor,
+    head=head_only,
+    etta=_of(ETTA),
+    etta_unfolded=_of(ETTA, fold_norms=False),
+    etta_with_cp=_of(ETTA, with_cp=True),
+    serial=_of(dict(ffn=dict(type='SerialAdapter', bottleneck_dims=400))),
+    lora=_of(dict(attn=dict(type='LoRA', rank=peers.RANK))),
+    prefix=_of(dict(attn=dict(type='Prefix', num_prefix=50))),
+    full=full,
+    hf_peft_lora=peers.hf_peft_lora,
+    mmpretrain_lora=peers.mmpretrain_lora,
+)
+
+
+def methods_of(case: Case) -> list:
+    """Names of the methods that exist for ``case``."""
+    absent = {'mmpretrain_lora'} if case.is_detection else {'etta_unfolded'}
+    return [name for name in METHODS if name not in absent]

@@ -1,0 +1,149 @@
+"""What the benchmark found, as JSON, as Markdown and as a figure."""
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Dict, List
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402
+
+PARTS = ('forward_s', 'backward_s', 'optimizer_s')
+COLUMNS = ('method', 'trained %', 'forward ms', 'backward ms', 'optimizer ms',
+           'step ms (quartiles)', '/ floor', 'images/s', 'peak MB',
+           'weights MB', 'gradients MB', 'optimizer MB', 'activations MB',
+           'infer 1 ms', 'infer 8 ms', 'checkpoint MB', 'start s')
+
+
+def summarise(runs: List[dict], batch: int) -> Dict[str, Dict[str, dict]]:
+    """Medians over the steps of all rounds, by case and method.
+
+    Args:
+        runs (list[dict]): What ``measure`` returned, or ``case``, ``method``
+            and ``error``.
+        batch (int): Images of a training step.
+    """
+    grouped = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        grouped[run['case']][run['method']].append(run)
+    return {
+        case: {name: _summary(group, batch)
+               for name, group in methods.items()}
+        for case, methods in grouped.items()
+    }
+
+
+def _summary(group: List[dict], batch: int) -> dict:
+    errors = [run['error'] for run in group if 'error' in run]
+    good = [run for run in group if 'error' not in run]
+    if not good:
+        return dict(error=errors[0])
+    steps = [
+        sum(parts) for run in good for parts in zip(*(run[p] for p in PARTS))
+    ]
+    summary = {
+        part: median(t for run in good for t in run[part])
+        for part in PARTS
+    }
+    spread = quantiles(steps, n=4) if len(steps) > 1 else steps * 3
+    summary.update(
+        step_s=median(steps),
+        quartiles_s=[spread[0], spread[2]],
+        images_per_s=batch / median(steps),
+        failed_rounds=len(errors))
+    summary['latency_s'] = {
+        size: median(t for run in good for t in run['latency_s'][size])
+        for size in good[0]['latency_s']
+    }
+    for key in ('total', 'trained', 'peak_bytes', 'weight_bytes',
+                'gradient_bytes', 'optimizer_bytes', 'activation_bytes',
+                'checkpoint_bytes', 'start_s'):
+        values = [run[key] for run in good if run.get(key) is not None]
+        summary[key] = median(values) if values else None
+    return summary
+
+
+def markdown(summary: dict, settings: dict) -> str:
+    """A table for each case."""
+    lines = ['Settings: ' + ', '.join(f'{k} {v}' for k, v in settings.items())]
+    for case, methods in summary.items():
+        floor = methods.get('floor', {}).get('step_s')
+        lines += ['', f'## {case}', '', _row(COLUMNS),
+                  _row(['---'] + ['---:'] * (len(COLUMNS) - 1))]
+        for name, found in methods.items():
+            if 'error' in found:
+                lines.append(_row([name, f'failed: {found["error"]}'] +
+                                  [''] * (len(COLUMNS) - 2)))
+                continue
+            low, high = found['quartiles_s']
+            lines.append(
+                _row([
+                    name,
+                    f'{100 * found["trained"] / found["total"]:.2f}',
+                    *(f'{1e3 * found[part]:.1f}' for part in PARTS),
+                    f'{1e3 * found["step_s"]:.1f} ({1e3 * low:.1f} to '
+                    f'{1e3 * high:.1f})',
+                    f'{found["step_s"] / floor:.2f}' if floor else '',
+                    f'{found["images_per_s"]:.1f}',
+                    *(_megabytes(found[f'{key}_bytes'])
+                      for key in ('peak', 'weight', 'gradient', 'optimizer',
+                                  'activation')),
+                    *(f'{1e3 * seconds:.1f}'
+                      for seconds in found['latency_s'].values()),
+                    _megabytes(found['checkpoint_bytes'], 2),
+                    f'{found["start_s"]:.1f}',
+                ]))
+    return '\n'.join(lines) + '\n'
+
+
+def _row(cells) -> str:
+    return '| ' + ' | '.join(cells) + ' |'
+
+
+def _megabytes(size, digits: int = 1) -> str:
+    return '' if size is None else f'{size / 1e6:.{digits}f}'
+
+
+def figure(summary: dict, path: Path) -> None:
+    """The parts of a step of every method, a panel for each case."""
+    fig, axes = plt.subplots(
+        1,
+        len(summary),
+        figsize=(5 * len(summary), 4.5),
+        squeeze=False,
+        layout='constrained')
+    for axis, (case, methods) in zip(axes[0], summary.items()):
+        good = {k: v for k, v in methods.items() if 'error' not in v}
+        left = [0.] * len(good)
+        for part in PARTS:
+            widths = [1e3 * found[part] for found in good.values()]
+            axis.barh(list(good), widths, left=left, label=part[:-2])
+            left = [a + b for a, b in zip(left, widths)]
+        if 'floor' in good:
+            axis.axvline(
+                1e3 * good['floor']['step_s'], color='black', linestyle=':')
+        axis.invert_yaxis()
+        axis.set(title=case, xlabel='ms per step (medians)')
+    axes[0][0].legend()
+    fig.savefig(path, dpi=150)
+    plt.close(fig)
+
+
+def write_report(runs: List[dict], settings: dict, folder: Path) -> Path:
+    """Write ``benchmark.json``, ``.md`` and ``.png`` into ``folder``.
+
+    Returns:
+        Path: The Markdown file.
+    """
+    summary = summarise(runs, settings['batch'])
+    (folder / 'benchmark.json').write_text(
+        json.dumps(
+            dict(settings=settings, summary=summary, runs=runs), indent=1))
+    if any('error' not in found for methods in summary.values()
+           for found in methods.values()):
+        figure(summary, folder / 'benchmark.png')
+    text = markdown(summary, settings)
+    (folder / 'benchmark.md').write_text(text)
+    return folder / 'benchmark.md'

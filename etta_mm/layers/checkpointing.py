@@ -1,0 +1,88 @@
+"""Activation checkpointing of transformer layers.
+
+A checkpointed layer keeps its inputs alone and computes the rest again in the
+backward pass. mmengine's own is re-entrant and takes positional arguments: a
+DETR's layers are called with keywords, and a re-entrant checkpoint whose
+inputs need no gradient, as those of a frozen base, gives none to the tuners
+inside. This one is neither.
+"""
+from functools import lru_cache
+from typing import Iterator
+
+import torch
+from mmcv.cnn.bricks.transformer import FFN
+from mmdet.models.dense_heads import DETRHead
+from mmpretrain.models.utils import SwiGLUFFN
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Checkpointed:
+    """Mixin of a layer whose activations are computed twice, not kept."""
+
+    def forward(self, *args, **kwargs):
+        """As the layer's."""
+        if not torch.is_grad_enabled():
+            return super().forward(*args, **kwargs)
+        return checkpoint(
+            super().forward, *args, use_reentrant=False, **kwargs)
+
+    def __reduce_ex__(self, protocol):
+        """Pickle by the layer's own class: this one has no importable name."""
+        return _new, (type(self).__mro__[2], ), self.__dict__
+
+
+@lru_cache(maxsize=None)
+def checkpointed_class(cls: type) -> type:
+    """The class ``cls`` with its forward checkpointed."""
+    return type(f'Checkpointed{cls.__name__}', (Checkpointed, cls), {})
+
+
+def _new(cls: type) -> nn.Module:
+    cls = checkpointed_class(cls)
+    return cls.__new__(cls)
+
+
+def transformer_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The transformer layers of ``model``: what holds a feed-forward network,
+    be it in a list, and is no DETR's head."""
+    found = []
+
+    def walk(module: nn.Module, holder: nn.Module) -> None:
+        if isinstance(module, (FFN, SwiGLUFFN)):
+            found.append(holder)
+        elif not isinstance(module, DETRHead):
+            for child in module.children():
+                is_list = isinstance(module, (nn.ModuleList, nn.Sequential))
+                walk(child, holder if is_list else module)
+
+    walk(model, model)
+    return iter(dict.fromkeys(found))
+
+
+def checkpoint_layers(model: nn.Module) -> int:
+    """Checkpoint the activations of every transformer layer of ``model``.
+
+    In place: the layers change their class, parameters keep their names.
+
+    Args:
+        model (nn.Module): Any model with feed-forward networks of mmcv or
+            mmpretrain in its layers.
+
+    Returns:
+        int: The number of layers.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    number = 0
+    for layer in transformer_layers(model):
+        if not isinstance(layer, Checkpointed):
+            layer.__class__ = checkpointed_class(type(layer))
+        number += 1
+    if not number:
+        raise ValueError(
+            f'{type(model).__name__} has no layer with a feed-forward network '
+            'of mmcv or mmpretrain, so with_cp=True would save nothing; leave '
+            'it out')
+    return number

@@ -1,0 +1,72 @@
+"""The benchmark's report: medians, failures and files."""
+import json
+
+import pytest
+
+from etta_mm.benchmark.cases import CASES, Case
+from etta_mm.benchmark.methods import METHODS, methods_of
+from etta_mm.benchmark.report import summarise, write_report
+
+SETTINGS = dict(batch=4, device='cpu')
+
+
+def run(method: str, forward, **kwargs) -> dict:
+    found = dict(
+        case='vit_b16',
+        method=method,
+        total=100,
+        trained=5,
+        start_s=1.,
+        forward_s=list(forward),
+        backward_s=[1.] * len(forward),
+        optimizer_s=[0.] * len(forward),
+        weight_bytes=1,
+        gradient_bytes=1,
+        optimizer_bytes=1,
+        peak_bytes=1,
+        activation_bytes=1,
+        latency_s={1: [1.], 8: [2.]},
+        checkpoint_bytes=1)
+    return dict(found, **kwargs)
+
+
+def test_the_median_is_that_of_all_steps_of_all_rounds():
+    runs = [run('etta', [1., 1., 9.]), run('etta', [3., 3.])]
+    found = summarise(runs, batch=4)['vit_b16']['etta']
+    assert found['forward_s'] == 3.
+    assert found['step_s'] == 4.
+    assert found['images_per_s'] == 1.
+    assert found['latency_s'] == {1: 1., 8: 2.}
+
+
+def test_a_failed_method_is_a_row_of_its_own(tmp_path):
+    failed = dict(case='vit_b16', method='lora', error='out of memory')
+    path = write_report(
+        [run('floor', [1.]), run('etta', [3.]), failed], SETTINGS, tmp_path)
+    text = path.read_text()
+    assert '| lora | failed: out of memory |' in text
+    assert '| 2.00 |' in text  # ETTA's step of 4 s over the floor's of 2 s
+    assert (tmp_path / 'benchmark.png').stat().st_size
+    saved = json.loads((tmp_path / 'benchmark.json').read_text())
+    assert saved['settings'] == SETTINGS and len(saved['runs']) == 3
+
+
+def test_every_table_has_as_many_cells_in_each_row(tmp_path):
+    failed = dict(case='vit_b16', method='lora', error='out of memory')
+    text = write_report([run('base', [1.]), failed], SETTINGS,
+                        tmp_path).read_text()
+    rows = [line for line in text.splitlines() if line.startswith('|')]
+    assert len({row.count('|') for row in rows}) == 1
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_every_case_has_its_rivals_and_the_floor(name):
+    methods = methods_of(Case(name))
+    assert set(methods) <= set(METHODS)
+    assert {'base', 'floor', 'head', 'etta', 'serial', 'lora', 'prefix',
+            'full', 'hf_peft_lora'} <= set(methods)
+
+
+def test_an_unknown_case_is_an_error_that_names_the_cases():
+    with pytest.raises(KeyError, match='the cases are detr_r50'):
+        Case('yolo')

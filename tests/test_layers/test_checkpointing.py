@@ -1,0 +1,129 @@
+"""Checkpointed activations: the same gradients from fewer saved bytes."""
+import copy
+import pickle
+
+import pytest
+import torch
+from hosts import HOSTS, loss, output
+from mmdet.registry import MODELS as MMDET
+from mmengine.registry import DefaultScope
+from mmpretrain.registry import MODELS as MMPRETRAIN
+from torch import nn
+from torch.testing import assert_close
+
+from etta_mm.layers import checkpoint_layers, transformer_layers
+from etta_mm.layers.checkpointing import Checkpointed
+
+NUM_LAYERS = dict(
+    detr=4, deformable=4, deformable_twostage=4, vit=2, vit_swiglu=2,
+    conditional_detr=4, dab_detr=4, dino=4)
+TUNING = dict(
+    ffn=dict(type='ParallelAdapter', bottleneck_dims=16, dropout=0.2),
+    attn=dict(type='ScaledPrefix', num_prefix=3))
+
+
+def tuned(name: str) -> nn.Module:
+    host = HOSTS[name]
+    torch.manual_seed(1)
+    tuning = dict(copy.deepcopy(TUNING))
+    if host.head:
+        tuning['train'] = [host.head]
+    return host.build(tuning).train()
+
+
+def gradients(model: nn.Module, batch: dict) -> dict:
+    torch.manual_seed(3)  # the dropout of both is the same
+    loss(model, batch).backward()
+    return {
+        n: p.grad
+        for n, p in model.named_parameters() if p.grad is not None
+    }
+
+
+def saved_bytes(model: nn.Module, batch: dict) -> int:
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss(model, batch)
+    return sum(size for size, _ in storages.values())
+
+
+@pytest.fixture(scope='module', params=NUM_LAYERS)
+def pair(request):
+    """Name, the model and its checkpointed twin."""
+    plain = tuned(request.param)
+    twin = copy.deepcopy(plain)
+    checkpoint_layers(twin)
+    return request.param, plain, twin
+
+
+def test_every_transformer_layer_is_checkpointed(pair):
+    name, plain, twin = pair
+    found = [m for m in twin.modules() if isinstance(m, Checkpointed)]
+    assert len(found) == NUM_LAYERS[name]
+    assert not any(isinstance(m, Checkpointed) for m in plain.modules())
+    assert list(twin.state_dict()) == list(plain.state_dict())
+
+
+def test_gradients_are_those_without_it(pair):
+    name, plain, twin = pair
+    batch = HOSTS[name].batch()
+    expected = gradients(copy.deepcopy(plain), batch)
+    found = gradients(copy.deepcopy(twin), batch)
+    assert any('tuners' in key for key in found)
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_fewer_bytes_are_saved(pair):
+    name, plain, twin = pair
+    batch = HOSTS[name].batch()
+    assert saved_bytes(twin, batch) < saved_bytes(plain, batch)
+
+
+def test_evaluation_is_untouched(pair):
+    name, plain, twin = pair
+    batch = HOSTS[name].batch()
+    assert_close(
+        output(copy.deepcopy(twin), batch),
+        output(copy.deepcopy(plain), batch),
+        rtol=0,
+        atol=0)
+
+
+def test_a_checkpointed_model_can_be_pickled(pair):
+    _, _, twin = pair
+    again = pickle.loads(pickle.dumps(twin))
+    assert [type(m).__name__ for m in again.modules()
+            ] == [type(m).__name__ for m in twin.modules()]
+    layer = next(m for m in again.modules() if isinstance(m, Checkpointed))
+    assert isinstance(layer, Checkpointed)
+
+
+@pytest.mark.parametrize('name', ['detr', 'deformable', 'vit'])
+def test_one_switch_of_the_host_turns_it_on(name):
+    cfg = HOSTS[name].config()
+    is_vit = HOSTS[name].root
+    (cfg['backbone'] if is_vit else cfg).update(with_cp=True)
+    registry, scope = ((MMPRETRAIN, 'mmpretrain') if is_vit else
+                       (MMDET, 'mmdet'))
+    with DefaultScope.overwrite_default_scope(scope):
+        model = registry.build(cfg)
+    assert sum(isinstance(m, Checkpointed)
+               for m in model.modules()) == NUM_LAYERS[name]
+
+
+def test_checkpointing_twice_is_checkpointing_once():
+    model = tuned('vit')
+    assert checkpoint_layers(model) == checkpoint_layers(model) == 2
+    for layer in transformer_layers(model):
+        assert type(layer).__mro__.count(Checkpointed) == 1
+
+
+def test_a_model_without_transformer_layers_is_an_error():
+    with pytest.raises(ValueError, match='with_cp=True would save nothing'):
+        checkpoint_layers(nn.Sequential(nn.Linear(2, 2)))
