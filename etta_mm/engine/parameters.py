@@ -24,9 +24,36 @@ class ParameterReport:
     rows: List[Tuple[str, str, int, int]]
 
     @property
+    def base(self) -> int:
+        """Parameters of the base model: all but the tuners'."""
+        return sum(row[2] for row in self.rows if row[1] == 'base')
+
+    @property
+    def added(self) -> int:
+        """The tuners' parameters."""
+        return self.total - self.base
+
+    @property
     def percent(self) -> float:
         """Trainable share of all parameters, in percent."""
         return 100 * self.trainable / self.total if self.total else 0.
+
+    @property
+    def percent_of_base(self) -> float:
+        """Trainable parameters in percent of the base model's alone."""
+        return 100 * self.trainable / self.base if self.base else 0.
+
+    def to_dict(self) -> dict:
+        """What JSON can hold: the numbers, and the rows as dicts."""
+        keys = ('component', 'part', 'parameters', 'trained')
+        return dict(
+            total=self.total,
+            base=self.base,
+            added=self.added,
+            trained=self.trainable,
+            percent=self.percent,
+            percent_of_base=self.percent_of_base,
+            rows=[dict(zip(keys, row)) for row in self.rows])
 
     def __str__(self) -> str:
         lines = [('component', 'part', 'parameters', 'trained', 'percent')]
