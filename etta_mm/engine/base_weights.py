@@ -1,15 +1,40 @@
-"""Base weights as safetensors, for mmengine's ``load_from`` and ``init_cfg``.
+"""Base weights: as safetensors, and from pickles without running them.
 
-mmengine's checkpoints are pickles, and loading a pickle runs code. A
-safetensors file holds tensors only. Importing this module teaches mmengine to
-load ``*.safetensors`` wherever it takes a checkpoint.
+mmengine's checkpoints are pickles, and unpickling can run any code; mmengine
+tries ``weights_only=True`` and, where that fails, unpickles after all.
+Importing this module teaches mmengine's ``CheckpointLoader`` otherwise, for
+``load_from``, ``init_cfg`` and ``--resume`` alike:
+
+- ``*.safetensors`` is loaded as a checkpoint;
+- a pickle is loaded with ``weights_only=True`` and the few harmless types that
+  mmengine itself writes; any other is an error until it is allowed
+  (``--allow-pickle``, ``allow_pickle=True`` in the config).
 """
+import argparse
+import functools
+import os
+import pickle
+import re
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Callable
 
+import numpy as np
 import torch
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
-from safetensors.torch import load_file, save_file
+from mmengine.runner import checkpoint as mmengine_checkpoint
+from safetensors.torch import save
 from torch import nn
+
+from .atomic import write_atomically
+from .tuned_file import METADATA_KEY, read_tensors
+
+#: torch's own switches, for all of torch.load.
+FORCE_WEIGHTS_ONLY = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+FORCE_PICKLE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+
+_is_pickle_allowed = False
 
 
 def save_base(model: nn.Module, path, dtype: torch.dtype = torch.half) -> Path:
@@ -27,8 +52,7 @@ def save_base(model: nn.Module, path, dtype: torch.dtype = torch.half) -> Path:
         if tensor.is_floating_point() and name not in buffers:
             tensor = tensor.to(dtype)
         tensors[name] = tensor.detach().cpu().clone().contiguous()
-    save_file(tensors, str(path))
-    return Path(path)
+    return write_atomically(path, save(tensors))
 
 
 @CheckpointLoader.register_scheme(prefixes=r'.*\.safetensors$')
@@ -37,7 +61,122 @@ def load_base(filename: str, map_location=None) -> dict:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If it is no safetensors file, cut short, or a tuned
+            checkpoint, which alone is no model.
     """
     if not Path(filename).is_file():
         raise FileNotFoundError(f'{filename} can not be found.')
-    return dict(state_dict=load_file(filename), meta={})
+    header, tensors = read_tensors(filename)
+    if METADATA_KEY in header:
+        raise ValueError(
+            f'{filename} is a tuned checkpoint: without its base it is no '
+            'model. Name both with etta_mm.tuned_weights(config, tuned), or '
+            'load the base and then this with etta_mm.load_tuned')
+    return dict(state_dict=tensors, meta={})
+
+
+def allow_pickle(allowed: bool = True) -> None:
+    """Say whether checkpoints may be unpickled, which runs what is in them.
+
+    Args:
+        allowed (bool): From now on, in this process. Defaults to True.
+    """
+    global _is_pickle_allowed
+    _is_pickle_allowed = allowed
+
+
+def _statistics_method(owner, name: str) -> Callable:
+    """What a pickled ``HistoryBuffer`` needs of ``getattr``: its own methods.
+    """
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current',
+                                                  'mean'):
+        raise pickle.UnpicklingError(f'getattr({owner!r:.40}, {name!r:.40})')
+    return getattr(HistoryBuffer, name)
+
+
+def _harmless() -> list:
+    """Types that hold data and run nothing: what mmengine's message hub is
+    made of, and the options that training scripts keep beside the weights."""
+    core = getattr(np, '_core', None) or np.core
+    types = [
+        HistoryBuffer, np.ndarray, np.dtype, argparse.Namespace, slice, object,
+        (_statistics_method, 'builtins.getattr')
+    ]
+    for old in ('numpy.core', 'numpy._core'):
+        types += [(core.multiarray._reconstruct,
+                   f'{old}.multiarray._reconstruct'),
+                  (core.multiarray.scalar, f'{old}.multiarray.scalar')]
+    kinds = ('bool', 'uint8', 'int32', 'uint32', 'int64', 'uint64', 'float16',
+             'float32', 'float64')
+    return types + [type(np.dtype(kind)) for kind in kinds]
+
+
+@contextmanager
+def weights_only():
+    """Make every ``torch.load`` inside take harmless types alone."""
+    before = os.environ.get(FORCE_WEIGHTS_ONLY)
+    os.environ[FORCE_WEIGHTS_ONLY] = '1'
+    try:
+        with torch.serialization.safe_globals(_harmless()):
+            yield
+    finally:
+        if before is None:
+            del os.environ[FORCE_WEIGHTS_ONLY]
+        else:
+            os.environ[FORCE_WEIGHTS_ONLY] = before
+
+
+def _guarded(load: Callable) -> Callable:
+    """``load`` of mmengine, unpickling only what is harmless or allowed."""
+
+    @functools.wraps(load)
+    def load_guarded(filename, map_location=None, **kwargs):
+        if _is_pickle_allowed or os.environ.get(FORCE_PICKLE) == '1':
+            print_log(f'{filename} is unpickled, which runs what is in it: '
+                      'pickles are allowed', 'current')
+            return load(filename, map_location=map_location, **kwargs)
+        try:
+            with weights_only():
+                return load(filename, map_location=map_location, **kwargs)
+        except pickle.UnpicklingError as error:
+            named = re.search(r'GLOBAL (\S+)', str(error))
+            raise ValueError(
+                f'{filename} is no checkpoint of tensors and plain values '
+                'alone: ' + (f'it names {named.group(1)}' if named else
+                             f'{error!s:.200}') +
+                '. Unpickling it would run what is in it. If you trust where '
+                'it comes from, allow that with --allow-pickle, or '
+                'allow_pickle=True in the config; better, ask for a '
+                'safetensors file') from error
+
+    return load_guarded
+
+
+def load_from_local(filename, map_location=None):
+    """Read a local checkpoint that mmengine or torch has written.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    filename = os.path.expanduser(filename)
+    if not os.path.isfile(filename):
+        raise FileNotFoundError(f'{filename} can not be found.')
+    return torch.load(
+        filename,
+        map_location=map_location,
+        weights_only=not (_is_pickle_allowed
+                          or os.environ.get(FORCE_PICKLE) == '1'))
+
+
+for _prefixes, _load in {
+        '': load_from_local,
+    ('http://', 'https://'): mmengine_checkpoint.load_from_http,
+    ('modelzoo://', 'torchvision://'):
+        mmengine_checkpoint.load_from_torchvision,
+    ('open-mmlab://', 'openmmlab://'): mmengine_checkpoint.load_from_openmmlab,
+        'mmcls://': mmengine_checkpoint.load_from_mmcls,
+        'pavi://': mmengine_checkpoint.load_from_pavi,
+    (r'(\S+\:)?s3://', r'(\S+\:)?petrel://'):
+        mmengine_checkpoint.load_from_ceph,
+}.items():
+    CheckpointLoader.register_scheme(_prefixes, _guarded(_load), force=True)

@@ -15,11 +15,16 @@ from datetime import timedelta
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, load_checkpoint
 from torch import distributed as torch_dist
 
+from .base_weights import allow_pickle
+from .checkpoint_hook import AtomicCheckpointHook
+from .resume import resume_tuned
+from .training_state_hook import TrainingStateHook
 from .tuned_checkpoint import load_tuned
 
 #: Where each launcher tells a process its rank, local rank and world size.
@@ -33,10 +38,16 @@ RANK_VARIABLES = dict(
 def build_runner(cfg: Config) -> Runner:
     """Build the Runner, or what ``runner_type`` names.
 
+    Its checkpoints are written atomically and hold what a resumed training
+    needs to be the same, whatever the config says of its hooks.
+
     Args:
         cfg (Config): The config of a run, as :mod:`etta_mm.engine.options`
-            returns it. It stays as it is.
+            returns it; ``tuned_from`` is a tuned checkpoint that goes on top
+            of ``load_from``, ``allow_pickle`` whether checkpoints may run
+            code. It stays as it is.
     """
+    allow_pickle(bool(cfg.get('allow_pickle', False)))
     if cfg.get('launcher', 'none') != 'none' and get_device() == 'cpu':
         init_gloo(cfg.launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}))
         cfg = copy.deepcopy(cfg)
@@ -46,10 +57,27 @@ def build_runner(cfg: Config) -> Runner:
             find_unused_parameters=cfg.get('find_unused_parameters', False),
             device_ids=None) | (
                 cfg.get('model_wrapper_cfg') or {})
+    tuned_from, resume = cfg.get('tuned_from'), cfg.get('resume', False)
+    if tuned_from is not None and resume:
+        cfg = copy.deepcopy(cfg)
+        cfg.resume = False  # the base is loaded first
     runner = RUNNERS.build(cfg)
-    if cfg.get('tuned_from') is not None:
-        _load_tuned(runner, cfg.tuned_from)
+    _make_safe(runner)
+    if tuned_from is not None:
+        _load_tuned(runner, tuned_from)
+        if resume:
+            resume_tuned(runner, tuned_from)
     return runner
+
+
+def _make_safe(runner: Runner) -> None:
+    """Give the runner's own hooks our manners, in place: the config that it
+    writes down stays one for mmdet's tools, too."""
+    for hook in runner.hooks:
+        if type(hook) is CheckpointHook:
+            hook.__class__ = AtomicCheckpointHook
+    if not any(isinstance(hook, TrainingStateHook) for hook in runner.hooks):
+        runner.register_hook(TrainingStateHook())
 
 
 def init_gloo(launcher: str, dist_cfg: dict) -> None:
@@ -82,7 +110,24 @@ def _load_tuned(runner: Runner, path: str) -> None:
     model = runner.model
     if is_model_wrapper(model):
         model = model.module
-    if runner.cfg.get('load_from') is None:
+    base = runner.cfg.get('load_from')
+    if base is None:
         model.init_weights()  # the base comes from init_cfg
-    runner.load_or_resume()
-    load_tuned(model, path)
+    else:
+        # Not through the runner, whose hooks are not ready for it yet.
+        load_checkpoint(
+            model,
+            base,
+            map_location='cpu',
+            logger=runner.logger,
+            revise_keys=[(r'^module\.', '')])
+    runner._has_loaded = True
+    load_tuned(model, path, _test_classes(runner))
+
+
+def _test_classes(runner: Runner):
+    """The classes of the data to test on; None where there are none."""
+    if runner._test_loop is None:
+        return None
+    dataset = runner.test_loop.dataloader.dataset
+    return getattr(dataset, 'metainfo', {}).get('classes')

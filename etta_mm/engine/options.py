@@ -8,7 +8,10 @@ mmdet's and mmpretrain's own tools, with these deviations:
 - ``--resume`` without a checkpoint to resume is an error, not a fresh start;
 - classification configs get mmpretrain's loader defaults (batches collated into
   one tensor), whichever tool runs them;
-- a tuned checkpoint can be tested: it goes on top of the config's own base.
+- a tuned checkpoint can be tested and resumed: it goes on top of the config's
+  own base;
+- a checkpoint that would run code when it is loaded is an error, until
+  ``--allow-pickle``.
 
 Source: mmdet 3.5.1 (OneDL) `tools/train.py`, `tools/test.py`; mmpretrain 1.3.6
 (OneDL) `tools/train.py`, `tools/test.py`.
@@ -25,13 +28,13 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.registry import DefaultScope
 from mmengine.runner import find_latest_checkpoint
-from safetensors import SafetensorError, safe_open
 
 from etta_mm.data.check import check_dataset, check_evaluator
 from etta_mm.data.file import check_file, check_folder_writable
 
 from .launch import RANK_VARIABLES
-from .tuned_checkpoint import METADATA_KEY
+from .training_state import state_path
+from .tuned_file import is_tuned
 
 #: Devices on which mmengine's AmpOptimWrapper runs.
 AMP_DEVICES = ('cuda', 'npu', 'mlu', 'musa')
@@ -51,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='settings of the config to override, as key=value; a list is '
         'key="[a,b]" or key=a,b; nested, key="[(a,b),(c,d)]", with the '
         'quotation marks and without white space')
+    parser.add_argument(
+        '--allow-pickle',
+        action='store_true',
+        help='load checkpoints that run what is in them; only for files whose '
+        'origin you trust')
     parser.add_argument(
         '--launcher',
         choices=['none', *RANK_VARIABLES],
@@ -85,6 +93,8 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+    if args.allow_pickle:
+        cfg.allow_pickle = True
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
@@ -116,14 +126,14 @@ def training_config(args: argparse.Namespace) -> Config:
                 'meant for. Set it, or leave --auto-scale-lr out.')
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
-        if args.resume.endswith('.safetensors'):
-            raise ValueError(
-                f'--resume {args.resume!r} holds weights only: resuming needs '
-                'the state of the optimizer as well. Give the .pth beside it.')
         cfg.resume = True
-        cfg.load_from = (
-            _latest_checkpoint(cfg.work_dir)
-            if args.resume == 'auto' else args.resume)
+        if args.resume.endswith('.safetensors'):
+            _check_resumable(args.resume)
+            cfg.tuned_from = args.resume
+        else:
+            cfg.load_from = (
+                _latest_checkpoint(cfg.work_dir)
+                if args.resume == 'auto' else args.resume)
     if cfg.get('load_from') is not None:
         check_file(
             cfg.load_from, 'The checkpoint', 'Give one that exists, as '
@@ -209,15 +219,24 @@ def _latest_checkpoint(work_dir: str) -> str:
     return latest
 
 
+def _check_resumable(path: str) -> None:
+    """Check that a tuned checkpoint has its training state beside it."""
+    state = state_path(path)
+    if not state.is_file():
+        raise ValueError(
+            f'--resume {path!r} holds weights only: resuming needs the state '
+            f'of the optimizer as well, and {state} does not exist. Give the '
+            '.pth beside it, or one that was saved with its state.')
+    check_file(path, 'The checkpoint', 'Give one that exists, as --resume.')
+    if not is_tuned(path):
+        raise ValueError(f'--resume {path!r} is no tuned checkpoint. Give '
+                         'one, or the .pth that mmengine wrote.')
+
+
 def _is_tuned(path: str) -> bool:
     if not path.endswith('.safetensors') or '://' in path:
         return False
-    try:
-        with safe_open(path, framework='pt') as file:
-            return METADATA_KEY in (file.metadata() or {})
-    except SafetensorError as error:
-        raise ValueError(f'{path!r} is no safetensors file, or cut short: '
-                         f'{error}. Take an intact copy.') from error
+    return is_tuned(path)
 
 
 def _set_classification_loaders(cfg: Config) -> None:

@@ -1,32 +1,33 @@
 """Tuned checkpoints: what was trained, and nothing else.
 
-A file is safetensors: the trained tensors, and JSON metadata under the key
-``etta_mm``. Reading one runs no code. The base weights are not in it; a
-fingerprint of them is, so that a file meets the base it was trained on.
+A file holds the trained tensors and metadata (:mod:`.tuned_file`). The base
+weights are not in it; hashes of them are, so that a file meets the base it was
+trained on.
 """
-import hashlib
-import json
-import os
-import tempfile
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, Optional, Sequence
 
 import mmcv
 import mmengine
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..layers import apply_tuning
 from ..layers.frozen import FrozenStatistics
+from ..layers.sublayer import TunedSublayer
 from ..layers.tuning import rolled_back_on_error
 from ..tuners import Tuner
 from ..version import __version__
+from .fingerprint import SHORT, base_dtypes, base_hashes, fingerprint, fold
+from .tuned_file import read_metadata, read_tuned, write_tuned
+from .tuned_fit import (check_base, check_classes, check_patterns,
+                        check_tensors, check_tuning)
 
-FORMAT_VERSION = 1
-METADATA_KEY = 'etta_mm'
+__all__ = [
+    'fingerprint', 'load_tuned', 'read_metadata', 'save_tuned', 'tuned_roots',
+    'tuned_state_dict'
+]
 
 
 def tuned_state_dict(model: nn.Module) -> Dict[str, Tensor]:
@@ -70,7 +71,11 @@ def tuned_state_dict(model: nn.Module) -> Dict[str, Tensor]:
 
 
 def tuned_roots(model: nn.Module) -> Dict[str, nn.Module]:
-    """The modules that were tuned (``apply_tuning``), by their names."""
+    """The modules that were tuned (``apply_tuning``), by their names.
+
+    Args:
+        model (nn.Module): Any model.
+    """
     return {
         name: module
         for name, module in model.named_modules()
@@ -78,194 +83,140 @@ def tuned_roots(model: nn.Module) -> Dict[str, nn.Module]:
     }
 
 
-def fingerprint(model: nn.Module, tuned: List[str]) -> str:
-    """Hash of the base: all tensors of ``model`` but the tuners' and ``tuned``.
-
-    It depends on names, shapes and values (as float32), not on the device or
-    the order.
-
-    Args:
-        model (nn.Module): The model.
-        tuned (list[str]): Names that do not count.
-    """
-    state = model.state_dict(keep_vars=True)
-    # A shared parameter has several names, and is ours under all of them.
-    ours = {state[name].data_ptr() for name in tuned if name in state}
-    ours |= {
-        p.data_ptr()
-        for m in model.modules() if isinstance(m, Tuner)
-        for p in m.parameters()
-    }
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach()
-        if name in tuned or tensor.data_ptr() in ours or name.endswith(
-                '.num_batches_tracked'):
-            continue
-        if tensor.is_floating_point():
-            tensor = tensor.float()
-        digest.update(f'{name}{tuple(tensor.shape)}'.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def save_tuned(model: nn.Module, path, **info) -> Path:
+def save_tuned(model: nn.Module,
+               path,
+               state_dict: Optional[Dict[str, Tensor]] = None,
+               **info) -> Path:
     """Write the tuned checkpoint of ``model``.
 
-    The file appears whole or not at all: it is written under another name in
-    the same folder, synced and renamed.
+    The file appears whole or not at all.
 
     Args:
         model (nn.Module): A tuned model, or one that contains tuned ones.
         path (str | Path): The file, by convention ``*.safetensors``.
-        **info: More metadata that JSON can hold, such as the data set's.
+        state_dict (dict, optional): Where the tensors are taken from, such as
+            averaged ones. Defaults to None, the model's own.
+        **info: More metadata that JSON can hold: ``epoch``, ``iter``,
+            ``dataset_meta`` (with ``classes``) and what you like.
 
     Returns:
         Path: ``path``.
 
     Raises:
         ValueError: If nothing in ``model`` is tuned.
+        OSError: If the file cannot be written.
     """
-    path = Path(path)
     tensors = tuned_state_dict(model)
-    metadata = dict(
-        format_version=FORMAT_VERSION,
-        roots={
-            name: dict(host=type(module).__name__, tuning=module.tuning)
-            for name, module in tuned_roots(model).items()
-        },
-        base_fingerprint=fingerprint(model, list(tensors)),
-        versions=dict(
-            etta_mm=__version__,
-            torch=torch.__version__,
-            mmcv=mmcv.__version__,
-            mmengine=mmengine.__version__),
-        info=info)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f'.{path.name}.')
-    os.close(handle)
-    try:
-        save_file({k: v.cpu().contiguous()
-                   for k, v in tensors.items()}, temporary,
-                  {METADATA_KEY: json.dumps(metadata)})
-        with open(temporary, 'rb+') as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp is for the owner alone
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return path
+    names = list(tensors)
+    if state_dict is not None:
+        tensors = {name: state_dict[name] for name in names}
+    hashes = base_hashes(model, names)
+    return write_tuned(
+        path, tensors,
+        dict(
+            roots={
+                name: dict(host=type(module).__name__, tuning=module.tuning)
+                for name, module in tuned_roots(model).items()
+            },
+            base_fingerprint=fold(hashes),
+            base_hashes={k: v[:SHORT]
+                         for k, v in hashes.items()},
+            base_dtypes=base_dtypes(model, names),
+            versions=dict(
+                etta_mm=__version__,
+                torch=torch.__version__,
+                mmcv=mmcv.__version__,
+                mmengine=mmengine.__version__),
+            info=info))
 
 
-def read_metadata(path) -> dict:
-    """The metadata of a tuned checkpoint.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no tuned checkpoint, cut short, or of a newer
-            format.
-    """
-    return _read(path, with_tensors=False)[0]
-
-
-def _read(path, with_tensors: bool = True):
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no tuned checkpoint {path}')
-    tensors = {}
-    try:
-        with safe_open(str(path), framework='pt') as file:
-            header = file.metadata() or {}
-            if with_tensors:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
-        metadata = json.loads(header[METADATA_KEY])
-        version = metadata['format_version']
-    except SafetensorError as error:
-        raise ValueError(f'{path} is no safetensors file, or cut short '
-                         f'({error}); take an intact copy') from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f'{path} is a safetensors file without the metadata of a tuned '
-            'checkpoint; write tuned checkpoints with save_tuned') from error
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f'{path} has format version {version}, this etta_mm {__version__} '
-            f'reads version {FORMAT_VERSION}; update etta_mm')
-    if not (isinstance(metadata.get('roots'), dict)
-            and isinstance(metadata.get('base_fingerprint'), str)):
-        raise ValueError(f'the metadata of {path} lacks what was tuned or the '
-                         'fingerprint of the base; take an intact copy')
-    return metadata, tensors
-
-
-def load_tuned(model: nn.Module, path) -> dict:
-    """Load a tuned checkpoint into its base.
+def load_tuned(model: nn.Module,
+               path,
+               classes: Optional[Sequence[str]] = None) -> dict:
+    """Load a tuned checkpoint into its base: all of it or nothing.
 
     A model that is not tuned yet is tuned as the file says first. All checks
-    come before the first tensor is copied.
+    come before the first tensor is copied, and after an error the model is
+    what it was. Tuners are built without memory until their shapes are known
+    to be those of the tensors in the file.
 
     Args:
         model (nn.Module): The base with its weights loaded, tuned or not.
         path (str | Path): A file that ``save_tuned`` wrote.
+        classes (Sequence[str], optional): The classes that the model is used
+            for, to be compared with those in the file. Defaults to None,
+            those of ``model.dataset_meta`` if there are any.
 
     Returns:
         dict: The metadata of the file.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, or the base, the tuning, the names
-            or the shapes differ; the message says which.
+        ValueError: If the file is damaged, or the base, the tuning, the
+            classes, the names, the shapes or the types differ; the message
+            says which.
     """
-    metadata, tensors = _read(path)
+    metadata, tensors = read_tuned(path)
+    check_classes(model, metadata, classes, path)
     modules = dict(model.named_modules())
     roots = tuned_roots(model)
     for name, root in metadata['roots'].items():
-        here = name or 'the model'
         if name not in modules:
             raise ValueError(f'{path} tunes {name}, and there is no such '
                              f'module in {type(model).__name__}')
-        if name in roots and roots[name].tuning != root['tuning']:
-            ours = roots[name].tuning
-            differ = [k for k in ours if ours[k] != root['tuning'].get(k)]
-            raise ValueError(
-                f'{path} was trained with another tuning of {here}: ' +
-                '; '.join(f'{k} is {root["tuning"].get(k)} there and '
-                          f'{ours[k]} here' for k in differ))
+        if name in roots:
+            check_tuning(roots[name].tuning, root['tuning'], name, path)
+        else:
+            check_patterns(root['tuning'], path)
+    extra = sorted(set(roots) - set(metadata['roots']))
+    if extra:
+        raise ValueError(f'{extra[0] or "the model"} is tuned, and {path} '
+                         'tunes only ' + ', '.join(
+                             name or 'the model as a whole'
+                             for name in metadata['roots']))
     with rolled_back_on_error(model):
         for name, root in metadata['roots'].items():
             if name not in roots:
-                apply_tuning(modules[name], root['tuning'])
-        _check_tensors(model, tensors, path)
-        # Last, since only now is it known what is no part of the base.
-        if fingerprint(model, list(tensors)) != metadata['base_fingerprint']:
-            raise ValueError(
-                f'{path} was trained on another base than this '
-                f'{type(model).__name__}: the fingerprints of the base '
-                'weights differ. Load the base checkpoint that the training '
-                'started from first, then the tuned one')
-    state = model.state_dict(keep_vars=True)
-    with torch.no_grad():
-        for key, tensor in tensors.items():
-            state[key].copy_(tensor)
+                _apply_without_memory(modules[name], root['tuning'], path)
+        check_tensors(tuned_state_dict(model), tensors, path)
+        _give_memory(model)
+        # Only now is it known what is no part of the base.
+        check_base(model, list(tensors), metadata, path)
+        state = model.state_dict(keep_vars=True)
+        with torch.no_grad():
+            for key, tensor in tensors.items():
+                state[key].copy_(tensor)
     return metadata
 
 
-def _check_tensors(model: nn.Module, tensors: Dict[str, Tensor],
-                   path) -> None:
-    """Check that ``tensors`` are exactly those that ``model`` has trained."""
-    expected = tuned_state_dict(model)
-    missing = sorted(set(expected) - set(tensors))
-    extra = sorted(set(tensors) - set(expected))
-    if missing or extra:
-        raise ValueError(
-            f'{path} does not fit the tuned model: {len(missing)} tensors are '
-            f'missing {missing[:3]}, {len(extra)} are too many {extra[:3]}')
-    for key, tensor in tensors.items():
-        if expected[key].shape != tensor.shape:
-            raise ValueError(
-                f'{key} has shape {tuple(tensor.shape)} in {path} and '
-                f'{tuple(expected[key].shape)} in the model; does the head '
-                'have the same classes?')
+def _apply_without_memory(module: nn.Module, tuning: dict, path) -> None:
+    """Tune ``module`` with tuners on the meta device, of the type and in the
+    mode of their sublayers."""
+    try:
+        with torch.device('meta'):
+            apply_tuning(module, tuning)
+    except (TypeError, KeyError, RuntimeError, OverflowError) as error:
+        # RuntimeError: a size that no tensor can have
+        raise ValueError(f'the tuning of {path} does not fit '
+                         f'{type(module).__name__}: {error}') from error
+    for sublayer, base in _sublayers(module):
+        sublayer.tuners.to(base.dtype).train(sublayer.training)
+
+
+def _sublayers(module: nn.Module):
+    """The tuned sublayers and a tensor of the base of each."""
+    for sublayer in module.modules():
+        if isinstance(sublayer, TunedSublayer):
+            base = next((p for name, p in sublayer.named_parameters()
+                         if p.is_floating_point() and not p.is_meta
+                         and 'tuners' not in name.split('.')),
+                        None)
+            if base is not None:
+                yield sublayer, base
+
+
+def _give_memory(model: nn.Module) -> None:
+    """Put the tuners that are on the meta device where their base is."""
+    for sublayer, base in _sublayers(model):
+        if any(p.is_meta for p in sublayer.tuners.parameters()):
+            sublayer.tuners.to_empty(device=base.device)

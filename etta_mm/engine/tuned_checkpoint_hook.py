@@ -1,4 +1,5 @@
 """Tuned checkpoints beside mmengine's."""
+import json
 from pathlib import Path
 
 from mmengine.dist import is_main_process
@@ -6,7 +7,8 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
-from .tuned_checkpoint import save_tuned
+from .training_state import save_training_state, state_path
+from .tuned_checkpoint import read_metadata, save_tuned, tuned_state_dict
 
 
 @HOOKS.register_module()
@@ -14,20 +16,42 @@ class TunedCheckpointHook(Hook):
     """Write a tuned checkpoint for each checkpoint that mmengine writes.
 
     ``epoch_3.pth`` gets an ``epoch_3.safetensors`` beside it, the best one
-    likewise; a tuned file goes when mmengine removes the full one. mmengine's
-    ``CheckpointHook`` says when, so there is nothing to set here.
+    likewise, with the tensors that the ``.pth`` holds under ``state_dict``:
+    of a training with ``EMAHook``, the averaged ones. The last one gets an
+    ``epoch_3.train.safetensors`` as well, from which ``--resume`` goes on
+    without the ``.pth``. They go when mmengine removes the full one.
+    mmengine's ``CheckpointHook`` says when.
+
+    Args:
+        save_state (bool): Whether to write the training state. Defaults to
+            True.
     """
 
     # After CheckpointHook, which is VERY_LOW.
     priority = 'LOWEST'
 
-    def __init__(self) -> None:
+    def __init__(self, save_state: bool = True) -> None:
+        self.save_state = save_state
         self._written = {}  # full checkpoint -> tuned checkpoint
         self._seen = {}  # what mmengine wrote, see _full_checkpoints
+        self._saved = None  # what the Runner saved last
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Keep what is saved, to take the tuned tensors from it.
+
+        Args:
+            runner (Runner): The runner of the training.
+            checkpoint (dict): What is saved.
+        """
+        self._saved = checkpoint
 
     def before_train(self, runner) -> None:
-        # Of a resumed training: its pairs are ours to remove, and what it
-        # wrote last has its tuned file already.
+        """Take stock: of a resumed training, the pairs are ours to remove,
+        and what it wrote last has its tuned file already.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
         self._seen = self._full_checkpoints(runner)
         if runner._resume:
             for full in Path(runner.work_dir).glob('*.pth'):
@@ -37,12 +61,29 @@ class TunedCheckpointHook(Hook):
 
     # The Runner counts on after these hooks, and before a validation.
     def after_train_iter(self, runner, *args, **kwargs) -> None:
+        """Follow a checkpoint by iteration.
+
+        Args:
+            runner (Runner): The runner of the training.
+            *args, **kwargs: Unused.
+        """
         self._follow(runner, runner.epoch, runner.iter + 1)
 
     def after_train_epoch(self, runner) -> None:
+        """Follow a checkpoint by epoch.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
         self._follow(runner, runner.epoch + 1, runner.iter)
 
     def after_val_epoch(self, runner, metrics=None) -> None:
+        """Follow the best checkpoint.
+
+        Args:
+            runner (Runner): The runner of the training.
+            metrics (dict, optional): Unused.
+        """
         self._follow(runner, runner.epoch, runner.iter)
 
     @staticmethod
@@ -59,28 +100,45 @@ class TunedCheckpointHook(Hook):
     def _follow(self, runner, epoch: int, iteration: int) -> None:
         if not is_main_process():
             return
+        model = runner.model
+        if is_model_wrapper(model):
+            model = model.module
         for key, found in self._full_checkpoints(runner).items():
             if found != self._seen.get(key):
                 self._seen[key], full = found, found[0]
-                model = runner.model
-                if is_model_wrapper(model):
-                    model = model.module
-                self._written[full] = save_tuned(
+                self._write(
                     model,
                     Path(full).with_suffix('.safetensors'),
+                    is_last=key == 'last_ckpt',
                     epoch=epoch,
                     iter=iteration,
                     dataset_meta=_plain(
                         getattr(runner.train_dataloader.dataset, 'metainfo',
                                 {})))
+                self._written[full] = Path(full).with_suffix('.safetensors')
         for full in [f for f in self._written if not Path(f).exists()]:
-            self._written.pop(full).unlink(missing_ok=True)
+            tuned = self._written.pop(full)
+            tuned.unlink(missing_ok=True)
+            state_path(tuned).unlink(missing_ok=True)
+        self._saved = None
+
+    def _write(self, model, path: Path, is_last: bool, **info) -> None:
+        """Write the tuned file, and after it the state that belongs to it."""
+        save_tuned(model, path, self._saved['state_dict'], **info)
+        if is_last and self.save_state and 'optimizer' in self._saved:
+            save_training_state(
+                state_path(path), self._saved, list(tuned_state_dict(model)),
+                read_metadata(path)['tensors_fingerprint'])
 
 
 def _plain(metainfo: dict) -> dict:
     """The part of a data set's metainfo that JSON can hold."""
-    return {
-        key: value
-        for key, value in metainfo.items()
-        if isinstance(value, (str, int, float, list, tuple))
-    }
+    plain = {}
+    for key, value in metainfo.items():
+        if isinstance(value, (str, int, float, list, tuple)):
+            try:
+                json.dumps(value)
+            except TypeError:
+                continue
+            plain[key] = value
+    return plain

@@ -1,7 +1,11 @@
 """Base weights as safetensors, through mmengine's loaders."""
+import argparse
+
+import numpy as np
 import pytest
 import torch
 from mmcv.cnn.bricks.transformer import FFN
+from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from safetensors.torch import load_file
@@ -10,6 +14,7 @@ from torch.testing import assert_close
 
 from etta_mm import apply_tuning
 from etta_mm.engine import save_base
+from etta_mm.engine.base_weights import allow_pickle
 
 DIMS = 4
 
@@ -92,3 +97,130 @@ def test_a_tied_parameter_is_stored_under_both_names(tmp_path):
     model['b'] = model['a']
     stored = load_file(str(save_base(model, tmp_path / 'b.safetensors')))
     assert set(stored) == {'a.weight', 'a.bias', 'b.weight', 'b.bias'}
+
+
+# ------------------------------------------------------------------- pickles
+class Malice:
+    """Unpickled, it leaves a trace."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (open, (str(self.trace), 'w'))
+
+
+class Stolen:
+    """Reaches for a method through the getattr that HistoryBuffer needs."""
+
+    def __reduce__(self):
+        return (getattr, (np.ndarray, 'tofile'))
+
+
+@pytest.fixture(autouse=True)
+def pickles_are_not_allowed():
+    allow_pickle(False)
+    yield
+    allow_pickle(False)
+
+
+def mmengines_checkpoint(path):
+    """What mmengine writes beside weights."""
+    history = HistoryBuffer()
+    history.update(0.5)
+    message_hub = dict(
+        log_scalars={'train/loss': history},
+        runtime_info=dict(best=np.float64(0.5), step=np.int64(3)),
+        resumed_keys={})
+    torch.save(
+        dict(
+            state_dict=tiny().state_dict(),
+            meta=dict(
+                epoch=1,
+                dataset_meta=dict(classes=('a', ), palette=[(1, 2, 3)]),
+                mean=np.ones(3, np.float32)),
+            args=argparse.Namespace(lr=0.1),
+            message_hub=message_hub), path)
+    return path
+
+
+def test_what_mmengine_writes_is_loaded_without_unpickling(
+        tmp_path, monkeypatch):
+    path = mmengines_checkpoint(tmp_path / 'base.pth')
+    load, flags = torch.load, []
+    monkeypatch.setattr(
+        torch, 'load',
+        lambda *a, weights_only, **k: flags.append(weights_only) or load(
+            *a, weights_only=weights_only, **k))
+    loaded = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    hub = loaded['message_hub']
+    assert hub['log_scalars']['train/loss'].mean() == 0.5
+    assert hub['runtime_info'] == dict(best=0.5, step=3)
+    assert loaded['meta']['mean'].tolist() == [1, 1, 1]
+    assert flags == [True]
+
+
+@pytest.mark.parametrize('protocol', [2, 4])
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_checkpoint_that_runs_code_is_refused_and_runs_nothing(
+        tmp_path, protocol, zipped):
+    trace, path = tmp_path / 'trace', tmp_path / 'base.pth'
+    torch.save(
+        dict(state_dict=tiny().state_dict(), meta=Malice(trace)),
+        path,
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match='base.pth.*--allow-pickle'):
+        CheckpointLoader.load_checkpoint(str(path))
+    with pytest.raises(ValueError, match='--allow-pickle'):
+        load_checkpoint(Tiny(), str(path))
+    assert not trace.exists()
+
+
+def test_getattr_reaches_nothing_but_a_history(tmp_path):
+    torch.save(dict(state_dict={}, meta=Stolen()), tmp_path / 'base.pth')
+    with pytest.raises(ValueError, match='getattr'):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'base.pth'))
+
+
+def test_a_checkpoint_that_runs_code_is_loaded_where_that_is_allowed(
+        tmp_path):
+    trace, path = tmp_path / 'trace', tmp_path / 'base.pth'
+    torch.save(dict(state_dict=tiny().state_dict(), meta=Malice(trace)), path)
+    allow_pickle()
+    assert CheckpointLoader.load_checkpoint(str(path))['state_dict']
+    assert trace.exists()
+
+
+@pytest.mark.parametrize('scheme', [
+    'https://', 'http://', 'torchvision://', 'open-mmlab://', 'mmcls://',
+    'pavi://', 's3://', '/'
+])
+def test_every_way_to_a_checkpoint_is_guarded(scheme):
+    loader = CheckpointLoader._get_checkpoint_loader(f'{scheme}some/base.pth')
+    assert loader.__wrapped__.__name__.startswith('load_from_')
+
+
+def test_a_downloaded_checkpoint_that_runs_code_is_refused(
+        tmp_path, monkeypatch):
+    trace = tmp_path / 'trace'
+    torch.save(dict(meta=Malice(trace)), tmp_path / 'base.pth')
+    # As if it had been downloaded before.
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    cache = tmp_path / 'hub/checkpoints'
+    cache.mkdir(parents=True)
+    (tmp_path / 'base.pth').rename(cache / 'base.pth')
+    for folder in (cache, tmp_path / 'checkpoints'):
+        folder.mkdir(exist_ok=True)
+        if folder != cache:
+            (folder / 'base.pth').write_bytes((cache / 'base.pth').read_bytes())
+    with pytest.raises(ValueError, match='--allow-pickle'):
+        CheckpointLoader.load_checkpoint('https://example.org/base.pth')
+    assert not trace.exists()
+
+
+def test_a_safetensors_base_that_is_cut_short_is_an_error(tmp_path):
+    path = save_base(tiny(), tmp_path / 'base.safetensors')
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match='base.safetensors.*intact'):
+        CheckpointLoader.load_checkpoint(str(path))

@@ -116,7 +116,9 @@ def no_scope_is_left():
 
 
 def names(folder, suffix):
-    return sorted(p.stem for p in folder.rglob(f'*{suffix}'))
+    """Stems of the checkpoints; training states are not among them."""
+    return sorted(p.stem for p in folder.rglob(f'*{suffix}')
+                  if not p.stem.endswith('.train'))
 
 
 def assert_each_pth_has_its_tuned_file(folder):

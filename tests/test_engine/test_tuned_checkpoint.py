@@ -1,20 +1,29 @@
 """Tuned checkpoints: round trip, and every file that does not fit."""
 import copy
+import errno
+import hashlib
 import json
 import pickle
 import re
+import resource
+from pathlib import Path
 
 import pytest
 import torch
 from hosts import HOSTS, output, train_steps
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-import etta_mm.engine.tuned_checkpoint as tuned_checkpoint
 from etta_mm import load_tuned, save_tuned, tuned_state_dict
-from etta_mm.engine import read_metadata
+from etta_mm.engine import atomic, read_metadata, tuned_checkpoint
+from etta_mm.engine.fingerprint import (fingerprint_of_version_1,
+                                        tensors_fingerprint)
 
+ROOT = Path(__file__).resolve().parents[2]
 HOST = HOSTS['detr']
 TUNING = dict(
     ffn=dict(type='ParallelAdapter', bottleneck_dims=5, scale=0.5),
@@ -56,7 +65,18 @@ def rewrite(path, change, change_metadata=None):
     change(tensors)
     if change_metadata:
         change_metadata(metadata)
-    save_file(tensors, str(path), dict(etta_mm=json.dumps(metadata)))
+    sign(tensors, path, metadata)
+
+
+def sign(tensors, path, metadata):
+    """Write a file whose checksums are right, as its author would."""
+    metadata['tensors_fingerprint'] = tensors_fingerprint(tensors)
+    text = json.dumps(metadata)
+    save_file(
+        tensors, str(path),
+        dict(
+            etta_mm=text,
+            etta_mm_sha256=hashlib.sha256(text.encode()).hexdigest()))
 
 
 def portrait(model):
@@ -64,6 +84,18 @@ def portrait(model):
         (n, p.requires_grad) for n, p in model.named_parameters()
     ], {k: v.clone()
         for k, v in model.state_dict().items()}
+
+
+def assert_same_output(model, trained):
+    """Bit for bit in the weights; a host that folds its frozen norms rounds
+    differently from a base that was tuned afterwards."""
+    state = trained.state_dict()
+    assert_close(dict(model.state_dict()), dict(state), rtol=0, atol=0)
+    assert_close(
+        output(model, HOST.batch()),
+        output(trained, HOST.batch()),
+        rtol=1e-5,
+        atol=1e-5)
 
 
 def assert_refused(model, path, *words, error=ValueError):
@@ -86,11 +118,7 @@ EACH_START = pytest.mark.parametrize(
 def test_round_trip(trained, path, start):
     model = start()
     load_tuned(model, path)
-    assert_close(
-        output(model, HOST.batch()),
-        output(trained, HOST.batch()),
-        rtol=0,
-        atol=0)
+    assert_same_output(model, trained)
     # and what is loaded can be saved again, to the same tensors and base
     again = save_tuned(model, path.with_name('again.safetensors'))
     assert_close(load_file(str(again)), load_file(str(path)), rtol=0, atol=0)
@@ -111,12 +139,17 @@ def test_metadata_says_what_was_tuned_and_with_what(path):
     root = metadata['roots']['']
     assert root['host'] == 'ETDETR'
     assert root['tuning']['ffn'] == [TUNING['ffn']]
-    assert root['tuning']['attn'][1] == dict(TUNING['attn'][1], where=['encoder'])
+    assert root['tuning']['attn'][1] == dict(
+        TUNING['attn'][1], where=['encoder'])
     assert root['tuning']['train'] == TUNING['train']
     assert {'etta_mm', 'torch', 'mmcv', 'mmengine'} <= set(
         metadata['versions'])
     assert metadata['info'] == dict(note='three')
-    assert metadata['format_version'] == 1
+    assert metadata['format_version'] == 2
+    assert metadata['base_hashes'].keys() == (
+        HOST.base_weights().keys() - load_file(str(path)).keys()
+        - {k for k in HOST.base_weights() if k.endswith('_tracked')})
+    assert set(metadata['base_dtypes']) == {'float32'}
 
 
 def test_the_fingerprint_is_of_the_base_alone(path, tmp_path):
@@ -240,8 +273,8 @@ def test_a_renamed_pickle_is_refused_and_runs_nothing(path, start, write):
 
 @EACH_START
 def test_a_newer_format_is_refused_and_named(path, start):
-    rewrite(path, lambda t: None, lambda m: m.update(format_version=2))
-    assert_refused(start(), path, 'version 2', 'update')
+    rewrite(path, lambda t: None, lambda m: m.update(format_version=3))
+    assert_refused(start(), path, 'version 3', 'update')
 
 
 @pytest.mark.parametrize('metadata', [
@@ -273,22 +306,214 @@ def test_a_model_that_is_not_tuned_cannot_be_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+# ------------------------------------------------- more that does not fit
+@EACH_START
+def test_another_type_is_refused_and_named(path, start):
+    rewrite(path, lambda t: t.update({A_TUNER: t[A_TUNER].half()}))
+    assert_refused(start(), path, re.escape(A_TUNER), 'float16', 'float32')
+
+
+@EACH_START
+def test_what_differs_in_the_base_is_named(path, start):
+    model = start()
+    with torch.no_grad():
+        model.decoder.layers[1].norms[0].weight[0] += 1e-3
+    assert_refused(model, path, '1 of .* differ', r'decoder.layers.1.norms.0')
+
+
+def test_a_base_is_known_on_any_type_it_was_stored_in(path, trained):
+    names = list(tuned_state_dict(trained))
+    half = copy.deepcopy(trained).half()
+    whole = copy.deepcopy(half).float()
+    assert tuned_checkpoint.fingerprint(
+        half, names) == tuned_checkpoint.fingerprint(whole, names)
+
+
+def test_other_classes_are_refused_and_named(trained, tmp_path):
+    path = save_tuned(
+        trained,
+        tmp_path / 'tuned.safetensors',
+        dataset_meta=dict(classes=('a', 'b', 'c')))
+    load_tuned(build(), path, ('a', 'b', 'c'))
+    model = build()
+    before = portrait(model)
+    for classes in ('a', 'x', 'c'), ('a', 'b'), ('a', 'c', 'b'):
+        with pytest.raises(ValueError, match='classes.*number 1|number 2'):
+            load_tuned(model, path, classes)
+    assert portrait(model)[:2] == before[:2]
+    model.dataset_meta = dict(classes=('x', 'y', 'z'))
+    assert_refused(model, path, "'a' there and 'x' here")
+
+
+def huge(**change):
+    return lambda m: m['roots']['']['tuning']['ffn'][0].update(change)
+
+
+@pytest.mark.parametrize('size', [10**6, 10**12, 10**17, 10**30, 10**400, -1,
+                                  0, 1.5, True, '5', None, [5], {}])
+def test_an_absurd_size_is_refused_and_no_memory_is_taken(path, size):
+    model = copy.deepcopy(HOST.base())
+    rewrite(path, lambda t: None, huge(bottleneck_dims=size))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert_refused(model, path)
+    assert resource.getrusage(
+        resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # in KiB
+
+
+@EACH_START
+@pytest.mark.parametrize('change', [
+    lambda m: m.update(roots={}),
+    lambda m: m.update(roots=[]),
+    lambda m: m['roots'][''].update(host=3),
+    lambda m: m['roots'][''].update(tuning=None),
+    lambda m: m['roots'].update({'neck': m['roots']['']}),
+    lambda m: m['roots'].update({'nowhere': m['roots']['']}),
+    lambda m: m['roots']['']['tuning'].update(ffn=3),
+    lambda m: m['roots']['']['tuning'].update(ffn=[3]),
+    lambda m: m['roots']['']['tuning'].update(more=1),
+    lambda m: m['roots']['']['tuning'].pop('where'),
+    lambda m: m['roots']['']['tuning'].update(train='neck'),
+    lambda m: m['roots']['']['tuning'].update(train=['(']),
+    lambda m: m['roots']['']['tuning'].update(where=['nowhere']),
+    huge(type='Linear'),
+    huge(type='os.system'),
+    huge(type=['ParallelAdapter']),
+    huge(scale=10**400),
+    huge(scale='a'),
+    huge(scale=0),
+    huge(dropout=2),
+    huge(embed_dims=16),
+    lambda m: m['base_hashes'].update(a=1),
+    lambda m: m.update(base_hashes=None),
+    lambda m: m.update(base_fingerprint=None),
+    lambda m: m.update(base_fingerprint='0' * 64),
+    lambda m: m.update(versions=[]),
+    lambda m: m.update(info=None),
+    lambda m: m.update(info=dict(dataset_meta=dict(classes=3))),
+    lambda m: m.update(format_version=True),
+    lambda m: m.update(format_version='2'),
+    lambda m: m.update(format_version=2.0),
+    lambda m: m.update(format_version=10**4000),
+])
+def test_metadata_of_wrong_types_or_values_is_refused(path, start, change):
+    rewrite(path, lambda t: None, change)
+    assert_refused(start(), path)
+
+
+@pytest.mark.parametrize('pattern', [
+    '(a+)+$', '(a|a)*$', '(.*)*x', '(a?){50}a', '.*.*.*.*.*.*.*x', 'a' * 2000
+])
+def test_a_pattern_that_may_take_forever_is_refused(path, pattern):
+    rewrite(path, lambda t: None,
+            lambda m: m['roots']['']['tuning'].update(where=[pattern]))
+    assert_refused(copy.deepcopy(HOST.base()), path, 'forever')
+
+
+def test_a_module_that_the_file_names_is_not_imported(path, tmp_path,
+                                                      monkeypatch):
+    (tmp_path / 'trap.py').write_text('raise SystemExit')
+    monkeypatch.syspath_prepend(tmp_path)
+    rewrite(path, lambda t: None, huge(type='trap.Adapter'))
+    assert_refused(build(), path, 'trap.Adapter')
+
+
+@EACH_START
+def test_a_tensor_that_was_changed_is_refused(path, start):
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1
+    path.write_bytes(whole)
+    assert_refused(start(), path, 'tensors', 'intact')
+
+
+@EACH_START
+def test_metadata_that_was_changed_is_refused(path, start):
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'three', b'threE'))
+    assert_refused(start(), path, 'metadata', 'checksum')
+
+
+@EACH_START
+def test_a_file_of_version_1_is_read(trained, path, start):
+    names = list(tuned_state_dict(trained))
+    metadata = read_metadata(path)
+    old = {k: metadata[k] for k in ('roots', 'versions', 'info')}
+    old.update(
+        format_version=1,
+        base_fingerprint=fingerprint_of_version_1(trained, names))
+    save_file(load_file(str(path)), str(path), dict(etta_mm=json.dumps(old)))
+    model = start()
+    load_tuned(model, path)
+    assert_same_output(model, trained)
+    model = start()
+    with torch.no_grad():
+        model.decoder.layers[1].norms[0].weight[0] += 1e-3
+    assert_refused(model, path, 'another base')
+
+
+def test_loading_never_unpickles(trained, path, monkeypatch):
+
+    def fail(*args, **kwargs):
+        raise AssertionError('unpickled')
+
+    for module, name in ((torch, 'load'), (pickle, 'load'), (pickle, 'loads'),
+                         (pickle, 'Unpickler')):
+        monkeypatch.setattr(module, name, fail)
+    model = build()
+    load_tuned(model, path)
+    assert torch.equal(model.state_dict()[A_TUNER],
+                       trained.state_dict()[A_TUNER])
+
+
+def test_loading_takes_no_random_number(path):
+    model = copy.deepcopy(HOST.base())
+    before = torch.get_rng_state()
+    load_tuned(model, path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_tuners_take_the_mode_and_the_type_of_their_base(path, training):
+    model = copy.deepcopy(HOST.base()).train(training)
+    load_tuned(model, path)
+    adapter = model.encoder.layers[0].ffn.tuners['parallel_adapter']
+    assert adapter.dropout.training is training
+    model = build().half()
+    half = save_tuned(model, path.with_name('half.safetensors'))
+    other = copy.deepcopy(HOST.base()).half()
+    load_tuned(other, half)
+    assert {p.dtype for p in other.parameters()} == {torch.half}
+
+
+def test_the_file_of_detr_r101_is_an_eighteenth_of_the_model(tmp_path):
+    cfg = Config.fromfile(ROOT / 'configs/etta/et_detr_r101_coco.py')
+    tuning = dict(
+        ffn=dict(type='ParallelAdapter', bottleneck_dims=400),
+        attn=dict(type='ScaledPrefix', num_prefix=50),
+        train=['bbox_head'])
+    cfg.model.update(tuning=tuning)
+    cfg.model.backbone.init_cfg = None
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg.model)
+    path = save_tuned(model, tmp_path / 'tuned.safetensors')
+    full = sum(t.nbytes for t in model.state_dict().values())
+    assert path.stat().st_size * 18 <= full
+
+
 # ---------------------------------------------------------- how it is written
 def test_no_temporary_file_is_left(path):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize('fails', ['save_file', 'replace'])
+@pytest.mark.parametrize('fails', ['fsync', 'replace'])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         trained, path, monkeypatch, fails):
 
     def fail(*args, **kwargs):
-        raise OSError('no space left on device')
+        raise OSError(errno.ENOSPC, 'no space left on device')
 
     before = path.read_bytes()
-    where = tuned_checkpoint if fails == 'save_file' else tuned_checkpoint.os
-    monkeypatch.setattr(where, fails, fail)
-    with pytest.raises(OSError, match='no space'):
+    monkeypatch.setattr(atomic.os, fails, fail)
+    with pytest.raises(OSError, match=f'{path}.*no space.*Make room'):
         save_tuned(trained, path)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]

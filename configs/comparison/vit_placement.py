@@ -1,0 +1,31 @@
+# Parallel adapters beside the feed-forward networks against parallel adapters
+# beside the attentions, ET-ViT on handwritten Glyphs: one of each in a layer, so
+# equal bottlenecks are equal budgets (about 1.5, 2.7, 5 and 9.6 % trained).
+host = 'ET-ViT'
+title = 'parallel adapters, in the FFN and in the attention'
+metric = 'accuracy/top1'
+claims = ['C3']
+seeds = [0, 1, 2]
+search_seed = 0
+# A checkpoint an epoch would take a tenth of the time.
+options = {'default_hooks.checkpoint.interval': 5}
+
+
+def _adapter_at(place):
+    return dict(
+        name=f'parallel adapter, {place}',
+        config='configs/glyphs/et_vit_glyphs.py',
+        lr=[1e-3, 3e-3, 1e-2],
+        budgets=[
+            dict(
+                options={
+                    'model.backbone.tuning': {
+                        '_delete_': True,
+                        place: dict(type='ParallelAdapter', bottleneck_dims=b)
+                    }
+                }) for b in (16, 32, 64, 128)
+        ])
+
+
+methods = [_adapter_at('ffn'), _adapter_at('attn')]
+quick = dict(seeds=[0], budgets=[2], epochs=4, search=False)

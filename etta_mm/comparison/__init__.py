@@ -1,0 +1,14 @@
+from .plan import Plan, Point, Run
+from .plan_file import read_plan
+from .report import write_report
+from .results import choose, read_rows, summarize, write_rows
+from .runner import BusyError, Comparison
+from .settings import Settings, resolve
+from .slots import Slot, find_slots
+
+__all__ = [
+    'BusyError', 'Comparison', 'Plan', 'Point', 'Run', 'Settings', 'Slot',
+    'choose',
+    'find_slots', 'read_plan', 'read_rows', 'resolve', 'summarize',
+    'write_report', 'write_rows'
+]

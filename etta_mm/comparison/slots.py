@@ -1,0 +1,77 @@
+"""Where runs can go at the same time: GPUs, or groups of CPU cores."""
+import ctypes
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from typing import List, Optional
+
+import torch
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for one run.
+
+    Attributes:
+        cores (tuple[int]): The CPU cores that it may use.
+        gpu (str, optional): Its CUDA_VISIBLE_DEVICES; None for a CPU run.
+        device (str): In words, for the results.
+    """
+    cores: tuple
+    gpu: Optional[str]
+    device: str
+
+    def environment(self) -> dict:
+        """The variables of a process that runs here."""
+        threads = len(self.cores)
+        if os.environ.get('OMP_NUM_THREADS', '').isdigit():
+            threads = min(threads, int(os.environ['OMP_NUM_THREADS']))
+        env = dict(os.environ, OMP_NUM_THREADS=str(max(threads, 1)))
+        if self.gpu is not None:
+            env['CUDA_VISIBLE_DEVICES'] = self.gpu
+        return env
+
+    def enter(self) -> None:
+        """In the new process: take the cores, and die with the parent, lest
+        a training outlive a killed comparison and meet its own successor."""
+        if sys.platform == 'linux':
+            os.sched_setaffinity(0, self.cores)
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def find_slots(jobs: Optional[int] = None) -> List[Slot]:
+    """Divide the machine among ``jobs`` runs.
+
+    Args:
+        jobs (int, optional): How many at once. Defaults to one per GPU, or to
+            1 where there is none.
+
+    Raises:
+        ValueError: If there is no GPU, or no core, for each of them.
+    """
+    gpus = torch.cuda.device_count()
+    cores = (
+        sorted(os.sched_getaffinity(0)) if sys.platform == 'linux' else list(
+            range(os.cpu_count())))
+    jobs = (gpus or 1) if jobs is None else jobs
+    room = gpus or len(cores)
+    if not 1 <= jobs <= room:
+        raise ValueError(f'--jobs {jobs}: this machine has room for 1 to '
+                         f'{room} ({gpus} GPUs, {len(cores)} CPU cores)')
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES', '')
+    visible = visible.split(',') if visible else [str(i) for i in range(gpus)]
+    share = max(len(cores) // jobs, 1)
+    slots = []
+    for index in range(jobs):
+        own = tuple(cores[index * share:(index + 1) * share]) or tuple(cores)
+        if gpus:
+            slots.append(
+                Slot(own, visible[index], torch.cuda.get_device_name(index)))
+        else:
+            threads = Slot(own, None, '').environment()['OMP_NUM_THREADS']
+            plural = '' if threads == '1' else 's'
+            slots.append(Slot(own, None, f'CPU, {threads} thread{plural}'))
+    return slots

@@ -1,0 +1,96 @@
+"""Files that appear whole or not at all.
+
+The bytes go to a temporary file in the same folder, which is synced and renamed
+over the target, and the folder is synced. Whatever happens in between (a crash,
+``kill -9``, a full disk), a reader finds the old file or the new one.
+"""
+import os
+import re
+import socket
+from pathlib import Path
+
+from mmengine.fileio import LocalBackend, register_backend
+
+
+def write_atomically(path, data: bytes) -> Path:
+    """Write ``data`` to ``path``, whole or not at all.
+
+    Args:
+        path (str | Path): The file; its folder is made.
+        data (bytes): All of its content.
+
+    Returns:
+        Path: ``path``.
+
+    Raises:
+        OSError: If it cannot be written, such as for a full disk. What was
+            there before is still there.
+    """
+    path = Path(path)
+    owner = re.sub(r'\W', '_', socket.gethostname())
+    temporary = path.with_name(f'.{path.name}.{owner}-{os.getpid()}.tmp')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent, owner)
+        try:
+            with open(temporary, 'wb') as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise OSError(
+            error.errno, f'{path} cannot be written: {error.strerror}. '
+            'What was there before is unchanged. Make room, or write to '
+            'another folder') from error
+    return path
+
+
+def _sweep(folder: Path, owner: str) -> None:
+    """Remove what killed writers of this machine left in ``folder``."""
+    if os.name != 'posix':
+        return
+    for entry in os.scandir(folder):
+        found = re.fullmatch(rf'\..+\.{owner}-(\d+)\.tmp', entry.name)
+        if found and not _is_alive(int(found.group(1))):
+            Path(entry.path).unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renaming itself last through a power failure."""
+    if os.name != 'posix':
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@register_backend('atomic')
+class AtomicBackend(LocalBackend):
+    """mmengine's ``LocalBackend`` with atomic writes.
+
+    For ``backend_args=dict(backend='atomic')``.
+    """
+
+    def put(self, obj: bytes, filepath) -> None:
+        """Write bytes."""
+        write_atomically(filepath, obj)
+
+    def put_text(self, obj: str, filepath, encoding: str = 'utf-8') -> None:
+        """Write text."""
+        write_atomically(filepath, obj.encode(encoding))

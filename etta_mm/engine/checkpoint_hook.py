@@ -1,0 +1,108 @@
+"""mmengine's checkpoints, written whole or not at all."""
+import os.path as osp
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import get_file_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+
+from .atomic import AtomicBackend, write_atomically
+
+
+class PatientBackend(AtomicBackend):
+    """An atomic backend that only notes what it is asked to remove."""
+
+    def __init__(self) -> None:
+        self.outdated = []
+
+    def remove(self, filepath) -> None:
+        """Note a file."""
+        self.outdated.append(filepath)
+
+    def rmtree(self, dir_path) -> None:
+        """Note a folder."""
+        self.outdated.append(dir_path)
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """mmengine's ``CheckpointHook``, safe against crashes and full disks.
+
+    Deviations: checkpoints and ``last_checkpoint`` are written atomically; an
+    outdated checkpoint is removed when the new one lies on the disk, not
+    before. So at any moment ``last_checkpoint`` names a whole checkpoint.
+    Folders on other machines (``s3://...``) are left to their backends.
+
+    Source: mmengine 0.10.12 (OneDL) `hooks/checkpoint_hook.py`.
+
+    Args:
+        *args, **kwargs: Those of ``CheckpointHook``.
+    """
+
+    def before_train(self, runner) -> None:
+        """Take the atomic backend where the folder is on this machine.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
+        super().before_train(runner)
+        if '://' not in str(self.out_dir) and not (self.backend_args
+                                                   or self.file_client_args):
+            self.backend_args = dict(backend='atomic')
+            self.file_backend = get_file_backend(
+                self.out_dir, backend_args=self.backend_args)
+
+    def _save_checkpoint_with_step(self, runner, step, meta) -> None:
+        outdated = None
+        if self.max_keep_ckpts > 0 and list(self.keep_ckpt_ids)[-1:] != [step]:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                outdated = self.filename_tmpl.format(
+                    self.keep_ckpt_ids.popleft())
+            self.keep_ckpt_ids.append(step)
+            runner.message_hub.update_info('keep_ckpt_ids',
+                                           list(self.keep_ckpt_ids))
+        filename = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            filename,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args)
+        if not is_main_process():
+            return
+        write_atomically(
+            osp.join(runner.work_dir, 'last_checkpoint'),
+            str(self.last_ckpt).encode())
+        if outdated is not None:
+            self._remove(self.file_backend.join_path(self.out_dir, outdated))
+
+    def _save_best_checkpoint(self, runner, metrics) -> None:
+        backend = self.file_backend
+        if type(backend) is not AtomicBackend:
+            super()._save_best_checkpoint(runner, metrics)
+            return
+        self.file_backend = PatientBackend()
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+            outdated = self.file_backend.outdated
+        finally:
+            self.file_backend = backend
+        kept = [
+            getattr(self, 'best_ckpt_path', None),
+            *getattr(self, 'best_ckpt_path_dict', {}).values()
+        ]
+        for path in outdated:
+            if path not in kept:  # the best of this epoch, once more
+                self._remove(path)
+
+    def _remove(self, path: str) -> None:
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):  # of deepspeed
+            self.file_backend.rmtree(path)

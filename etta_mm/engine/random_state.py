@@ -1,0 +1,37 @@
+"""The state of the random generators, as tensors and plain values."""
+import random
+
+import numpy as np
+import torch
+
+
+def random_state() -> dict:
+    """The generators of Python, NumPy and torch, on the CPU and on GPUs."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return dict(
+        python=[version, torch.tensor(words), gauss],
+        numpy=[
+            name,
+            torch.from_numpy(keys.astype(np.int64)), position, has_gauss,
+            cached
+        ],
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state_all()
+        if torch.cuda.is_initialized() else [])
+
+
+def set_random_state(state: dict) -> None:
+    """Put the generators into a state of :func:`random_state`.
+
+    Args:
+        state (dict): The state, its tensors on any device. That of GPUs is
+            passed over where there are not as many.
+    """
+    version, words, gauss = state['python']
+    random.setstate((version, tuple(words.tolist()), gauss))
+    name, keys, *rest = state['numpy']
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state['torch'].cpu())
+    if state['cuda'] and len(state['cuda']) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state['cuda']])

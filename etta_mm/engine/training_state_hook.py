@@ -1,0 +1,116 @@
+"""What mmengine's checkpoints lack for a resumed training to be the same."""
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+
+from .random_state import random_state, set_random_state
+
+STATE_KEY = 'training_state'
+
+
+@HOOKS.register_module()
+class TrainingStateHook(Hook):
+    """Resume a training at the end of an epoch as if it had not stopped.
+
+    mmengine restores weights, optimizer, schedulers and averages. This hook
+    adds, under ``training_state`` of the checkpoint, the random generators,
+    the seed of the sampler and gradients that are accumulated so far. A
+    validation leaves the generators where they were, since a resumed training
+    does not run it again.
+
+    In one process whose data loader has no ``persistent_workers``, the
+    weights are equal bit for bit. In several, each keeps the generators that
+    its seed gives.
+    """
+
+    # After all that draws random numbers.
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self._before_val = None
+        self._resumed = None
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Add the state to the checkpoint.
+
+        Args:
+            runner (Runner): The runner of the training.
+            checkpoint (dict): What is saved.
+        """
+        model = runner.model
+        if is_model_wrapper(model):
+            model = model.module
+        checkpoint[STATE_KEY] = dict(
+            random=self._before_val or random_state(),
+            sampler_seed=getattr(_sampler(runner), 'seed', None),
+            gradients={
+                name: p.grad.detach().cpu()
+                for name, p in model.named_parameters()
+                if p.requires_grad and p.grad is not None
+            })
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Keep the state of a training that is resumed.
+
+        Args:
+            runner (Runner): The runner of the training.
+            checkpoint (dict): What is loaded.
+        """
+        if runner._resume:
+            self._resumed = checkpoint.get(STATE_KEY)
+
+    def before_train(self, runner) -> None:
+        """Go on with the same order of the data and the same gradients.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
+        if self._resumed is None:
+            return
+        sampler, seed = _sampler(runner), self._resumed['sampler_seed']
+        if seed is not None and hasattr(sampler, 'seed'):
+            sampler.seed = seed
+        gradients = self._resumed['gradients']
+        model = runner.model
+        if is_model_wrapper(model):
+            model = model.module
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and name in gradients:
+                parameter.grad = gradients[name].to(parameter, copy=True)
+
+    def before_train_epoch(self, runner) -> None:
+        """Go on with the same random numbers.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
+        if self._resumed is not None and get_world_size() == 1:
+            set_random_state(self._resumed['random'])
+        self._resumed = None
+
+    def before_val(self, runner) -> None:
+        """Remember the generators.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
+        self._before_val = random_state()
+
+    def after_val(self, runner) -> None:
+        """Put the generators back.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
+        set_random_state(self._before_val)
+        self._before_val = None
+
+
+def _sampler(runner):
+    """The sampler of the training data, which may be inside a batch sampler.
+    """
+    loader = runner.train_dataloader
+    batch_sampler = getattr(loader, 'batch_sampler', None)
+    return getattr(batch_sampler, 'sampler', None) or getattr(
+        loader, 'sampler', None)

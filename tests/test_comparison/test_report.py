@@ -1,0 +1,99 @@
+"""Table and figures are functions of the plan and of results.json."""
+import json
+from pathlib import Path
+
+import pytest
+from fakes import TWO, make_checkout, write_plan
+
+from etta_mm.comparison import (Comparison, find_slots, read_plan, read_rows,
+                                summarize, write_report, write_rows)
+
+ROOT = Path(__file__).resolve().parents[2]
+EVIDENCE = sorted(
+    path.parent for path in ROOT.glob('docs/evidence/*/results.json')
+    if (ROOT / f'configs/comparison/{path.parent.name}.py').exists())
+TABLE = [
+    '| A | 25.00 | 0.003 | 63.50 ± 0.71 (2) | 0.100 | 80.0 |',
+    '| 84.5 (5.6 %) | 2 finished |',
+    '| B | 25.00 | 0.001 | 61.50 ± 0.71 (2) |'
+]
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+    """A comparison with its report: (plan, folder)."""
+    root = make_checkout(tmp_path_factory.mktemp('done').resolve())
+    plan = read_plan(write_plan(root), root)
+    Comparison(plan, root, 'work', 'out').run(find_slots(1))
+    return plan, root / 'out'
+
+
+def test_table_and_figures_can_be_made_again_byte_for_byte(done, tmp_path):
+    plan, out = done
+    write_report(plan, read_rows(out / 'results.json'), tmp_path / 'again')
+    names = sorted(path.name for path in (tmp_path / 'again').iterdir())
+    assert names == ['README.md', 'trained_percent.png', 'training_curves.png']
+    for name in names:
+        again = (tmp_path / 'again' / name).read_bytes()
+        assert again == (out / name).read_bytes(), name
+
+
+def test_the_table_says_what_the_rows_say(done):
+    plan, out = done
+    text = (out / 'README.md').read_text()
+    for part in TABLE:
+        assert part in text
+    assert 'They tie.' in text and 'Claims: C0.' in text
+    assert '0.001: 80.00, **0.003: 82.00**, 0.01: 75.00' in text
+    assert 'python tools/compare.py configs/plan.py --report-only' in text
+
+
+def test_a_value_of_another_rate_never_enters_the_table(done):
+    plan, out = done
+    rows = read_rows(out / 'results.json')
+    for row in rows:
+        if row['role'] == 'search':
+            row['value'] = 99.
+    assert summarize(plan, rows)[0].values == [63., 64.]
+
+
+def test_a_share_has_four_digits(done, tmp_path):
+    plan, out = done
+    rows = read_rows(out / 'results.json')
+    for row in rows:
+        row['value'] = row['value'] and row['value'] / 100
+    write_report(plan, rows, tmp_path)
+    assert '0.6350 ± 0.0071 (2)' in (tmp_path / 'README.md').read_text()
+
+
+def test_budgets_are_points_of_one_line(root):
+    budgets = [dict(options={'behaviour.size': n}) for n in (1, 2)]
+    plan = read_plan(
+        write_plan(root, methods=[dict(TWO[1], budgets=budgets)], seeds=[0]),
+        root)
+    Comparison(plan, root, 'work', 'out').run(find_slots(1))
+    text = (root / 'out/README.md').read_text()
+    assert text.count('| B | 25.00 |') == 2
+    assert (root / 'out/trained_percent.png').stat().st_size > 5000
+
+
+def test_a_plan_without_results_has_a_table_and_no_figures(root, tmp_path):
+    write_report(read_plan(write_plan(root), root), [], tmp_path / 'empty')
+    assert [p.name for p in (tmp_path / 'empty').iterdir()] == ['README.md']
+    assert '0 finished, 2 to come' in (tmp_path / 'empty/README.md').read_text()
+
+
+def test_a_broken_results_json_is_an_error(root, tmp_path):
+    path = write_rows(tmp_path / 'results.json', [])
+    assert read_rows(path) == []
+    path.write_text(json.dumps([1]))
+    with pytest.raises(ValueError, match='is no results.json of tools'):
+        read_rows(path)
+
+
+@pytest.mark.parametrize('folder', EVIDENCE, ids=lambda path: path.name)
+def test_the_shipped_table_is_that_of_its_results(folder, tmp_path):
+    plan = read_plan(ROOT / f'configs/comparison/{folder.name}.py', ROOT)
+    write_report(plan, read_rows(folder / 'results.json'), tmp_path)
+    assert (tmp_path / 'README.md').read_bytes() == (folder /
+                                                     'README.md').read_bytes()

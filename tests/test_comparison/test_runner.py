@@ -1,0 +1,204 @@
+"""Which runs a comparison makes, and what it makes of those that end badly."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from fakes import RATES, TWO, calls, write_plan
+
+from etta_mm.comparison import (BusyError, Comparison, Slot, find_slots,
+                                read_plan)
+
+CRASH = dict(
+    name='crash', config='configs/fake.py', options={'behaviour.crash': True})
+
+
+def compare(root, slots=None, **values):
+    """Run a plan; returns (failed runs, rows of results.json)."""
+    plan = read_plan(write_plan(root, **values), root)
+    comparison = Comparison(plan, root, 'work', 'out')
+    failed = comparison.run(slots or find_slots(1))
+    return failed, json.loads((root / 'out/results.json').read_text())['rows']
+
+
+def test_the_rate_is_chosen_by_validation_and_only_the_chosen_is_tested(root):
+    _, rows = compare(root, methods=TWO[:1])
+    assert calls(root) == [
+        'train 0.001 0', 'train 0.003 0', 'train 0.01 0', 'test 0.003 0',
+        'train 0.003 1', 'test 0.003 1'
+    ]
+    assert [(r['lr'], r['seed'], r['role'], r['value']) for r in rows] == [
+        (0.001, 0, 'search', None), (0.01, 0, 'search', None),
+        (0.003, 0, 'final', 63.), (0.003, 1, 'final', 64.)
+    ]
+
+
+def test_a_search_seed_of_its_own_counts_for_nothing_but_the_search(root):
+    _, rows = compare(root, methods=TWO[:1], seeds=[1, 2], search_seed=0)
+    assert [(r['seed'], r['role'])
+            for r in rows] == [(0, 'search')] * 3 + [(1, 'final'),
+                                                     (2, 'final')]
+
+
+def test_a_row_holds_what_the_logs_say(root):
+    row = compare(root, methods=TWO[1:], seeds=[1])[1][0]
+    assert row['validation'] == [[1, 80.], [2, 81.]]
+    assert (row['val_value'], row['value']) == (81., 62.)
+    assert row['step_time_s'] == 0.1  # 9 s is the first log interval
+    assert row['samples_per_s'] == 8 / 0.1
+    assert row['trained_percent'] == 25
+    assert 1e6 < row['peak_memory_bytes'] < 1e9 and row['wall_s'] > 0
+    assert (row['host'], row['claims'], row['metric']) == ('Fake', ['C0'],
+                                                           'accuracy/top1')
+
+
+def test_no_row_and_no_report_names_the_machine(root):
+    compare(root, methods=[TWO[1], CRASH], seeds=[0])
+    for path in (root / 'out').glob('*.[jm]*'):
+        assert str(root) not in path.read_text(), path
+
+
+def test_a_finished_run_is_not_run_again(root):
+    _, before = compare(root, methods=TWO[:1], seeds=[0])
+    calls(root)
+    assert compare(root, methods=TWO[:1], seeds=[0])[1] == before
+    assert calls(root) == []
+    longer = compare(root, methods=TWO[:1])[1]
+    assert calls(root) == ['train 0.003 1', 'test 0.003 1']
+    assert len(longer) == len(before) + 1
+
+
+def test_results_json_alone_is_enough_to_know_a_finished_run(root):
+    _, before = compare(root, methods=TWO[:1], seeds=[0])
+    calls(root)
+    (root / 'work').rename(root / 'gone')
+    assert compare(root, methods=TWO[:1], seeds=[0])[1] == before
+    assert calls(root) == []
+
+
+def test_changed_settings_are_another_run(root):
+    compare(root, methods=TWO[1:], seeds=[0])
+    calls(root)
+    compare(root, methods=TWO[1:], seeds=[0], options={'behaviour.new': 1})
+    assert calls(root) == ['train 0.001 0', 'test 0.001 0']
+
+
+def test_a_crashing_run_is_marked_and_the_others_go_on(root):
+    failed, rows = compare(root, methods=[CRASH, TWO[1]], seeds=[0])
+    assert failed == 1
+    assert [r['status'] for r in rows] == ['failed', 'finished']
+    assert rows[0]['error'] == 'RuntimeError: no such thing in data'
+    report = (root / 'out/README.md').read_text()
+    assert '0 finished, 1 failed' in report
+    assert rows[0]['error'] in report
+    calls(root)
+    assert compare(root, methods=[CRASH, TWO[1]], seeds=[0])[0] == 1
+    assert calls(root) == ['train 1.0 0']  # tried once more, alone
+
+
+def test_a_metric_that_nobody_logs_is_named_beside_those_logged(root):
+    failed, rows = compare(
+        root, methods=TWO[1:], seeds=[0], metric='coco/bbox_mAP')
+    assert failed == 1
+    assert "no 'coco/bbox_mAP', but accuracy/top1, step" in rows[0]['error']
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(root):
+    options = {'behaviour.die_at': 1}
+    failed, rows = compare(
+        root, methods=TWO[1:], seeds=[0], options=options)
+    assert failed == 1 and 'signal 9' in rows[0]['error']
+    failed, rows = compare(
+        root, methods=TWO[1:], seeds=[0], options=options)
+    assert failed == 0
+    assert calls(root) == [
+        'train 0.001 0', 'train 0.001 0 --resume', 'test 0.001 0'
+    ]
+
+
+def test_a_training_without_its_last_validation_is_done_once_more(root):
+    methods, seeds = TWO[1:], [0]
+    compare(root, methods=methods, seeds=seeds)
+    record = next((root / 'work').glob('*/run.json'))
+    log = next(record.parent.glob('train/*/vis_data/scalars.json'))
+    log.write_text(''.join(log.read_text().splitlines(True)[:-1]))
+    row = json.loads(record.read_text())
+    row.update(trained=False, status='running', val_value=None)
+    record.write_text(json.dumps(row))
+    # The resumed session finds nothing to do, as mmengine's does.
+    (root / 'tools/train.py').write_text(
+        'import sys\nif "--resume" in sys.argv: sys.exit()\n' +
+        (root / 'tools/train.py').read_text())
+    calls(root)
+    _, rows = compare(root, methods=methods, seeds=seeds)
+    assert calls(root) == ['train 0.001 0', 'test 0.001 0']
+    assert rows[0]['validation'][-1] == [2, 80.]
+
+
+def test_runs_share_the_machine(root):
+    core = sorted(os.sched_getaffinity(0))[:1]
+    slots = [Slot(tuple(core), None, 'CPU')] * 2
+    compare(root, slots, methods=TWO[1:], options={'behaviour.sleep': 0.5})
+    (begin, end), (begin2, end2) = (
+        map(float, line.split())
+        for line in (root / 'times.log').read_text().splitlines())
+    assert max(begin, begin2) < min(end, end2)
+
+
+def test_more_jobs_than_room_are_refused():
+    with pytest.raises(ValueError, match='--jobs 1000: this machine has room'):
+        find_slots(1000)
+
+
+def test_a_run_is_pinned_to_its_cores_with_as_many_threads(monkeypatch):
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {4, 5, 6, 7})
+    first, second = find_slots(2)
+    assert (first.cores, second.cores) == ((4, 5), (6, 7))
+    assert second.environment()['OMP_NUM_THREADS'] == '2'
+    assert second.device == 'CPU, 2 threads'
+
+
+def test_two_comparisons_in_one_folder_are_refused(root):
+    plan = read_plan(write_plan(root, methods=TWO[1:]), root)
+    (root / 'work').mkdir()
+    script = (f'import fcntl, time; f = open({str(root / "work/.lock")!r}, '
+              '"w"); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); '
+              'time.sleep(60)')
+    other = subprocess.Popen([sys.executable, '-c', script],
+                             stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()
+        with pytest.raises(BusyError, match='another comparison is running'):
+            Comparison(plan, root, 'work', 'out').run(find_slots(1))
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def test_an_interrupted_comparison_ends_its_runs_and_goes_on(root):
+    plan = read_plan(
+        write_plan(root, methods=TWO[1:], options={'behaviour.sleep': 30}),
+        root)
+    comparison = Comparison(plan, root, 'work', 'out')
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    began = time.time()
+    with pytest.raises(KeyboardInterrupt):
+        comparison.run(find_slots(1))
+    assert time.time() - began < 10
+    record = json.loads(next((root / 'work').glob('*/run.json')).read_text())
+    assert record['status'] == 'running'
+    assert json.loads((root / 'out/results.json').read_text())['rows'] == []
+
+
+def test_dry_run_names_what_is_to_come(root):
+    plan = read_plan(write_plan(root), root)
+    lines = list(Comparison(plan, root, 'work', 'out').outline())
+    assert len(lines) == len(RATES) + 2 + 1
+    assert lines[-1] == ('A b0, seeds 0, 1: at the rate that the search '
+                         'chooses')
+    assert calls(root) == [] and not (root / 'out').exists()

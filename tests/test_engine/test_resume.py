@@ -1,0 +1,311 @@
+"""A training that stopped and was resumed ends where it would have."""
+import itertools
+import os
+import random
+import resource
+import signal
+import time
+
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+from mmengine.runner import find_latest_checkpoint, load_checkpoint
+from safetensors.torch import load_file
+from trainer import base as save_the_base
+from trainer import config, train
+
+from etta_mm import load_tuned
+from etta_mm.engine import read_metadata
+from etta_mm.engine.launch import build_runner
+from etta_mm.engine.training_state import state_path
+
+NUM_KILLS = 20
+EPOCHS = 4
+EMA = [
+    dict(type='EMAHook', momentum=0.1),
+    dict(type='TunedCheckpointHook')
+]
+#: 4 steps an epoch: with 3 gradients at a time, an epoch ends amid a step.
+ACCUMULATION = dict(
+    type='OptimWrapper',
+    accumulative_counts=3,
+    optimizer=dict(type='Adam', lr=0.05))
+RUNS = pytest.mark.parametrize('changes', [
+    dict(),
+    dict(custom_hooks=EMA),
+    dict(optim_wrapper=ACCUMULATION),
+    dict(custom_hooks=EMA, optim_wrapper=ACCUMULATION),
+    dict(seed=None),
+], ids=['plain', 'ema', 'accumulation', 'both', 'no seed'])
+
+
+@pytest.fixture(autouse=True)
+def fast_and_alone(monkeypatch):
+    """Spare each Runner the look at compilers; leave no scope behind."""
+    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
+    yield
+    DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture
+def base(tmp_path):
+    return save_the_base(tmp_path)
+
+
+def checkpoint(work_dir):
+    return torch.load(
+        find_latest_checkpoint(str(work_dir)), weights_only=False)
+
+
+def assert_equal_trainings(one, other):
+    """Weights, averages and the optimizer's state, bit for bit."""
+    for key in ('state_dict', 'ema_state_dict', 'optimizer'):
+        assert (key in one) == (key in other)
+        if key in one:
+            assert_equal(one[key], other[key], key)
+
+
+def assert_equal(one, other, name):
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), name
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), name
+        for key in one:
+            assert_equal(one[key], other[key], f'{name}.{key}')
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), name
+        for i, pair in enumerate(zip(one, other)):
+            assert_equal(*pair, f'{name}[{i}]')
+    else:
+        assert one == other, name
+
+
+def resume_pth(work_dir, base, **changes):
+    """From the latest .pth, as --resume does."""
+    latest = find_latest_checkpoint(str(work_dir))
+    return train(
+        work_dir, base, EPOCHS, **dict(changes, resume=True, load_from=latest))
+
+
+def resume_tuned(work_dir, base, **changes):
+    """From the tuned checkpoint, the .pth being lost."""
+    path = work_dir / 'epoch_2.safetensors'
+    (work_dir / 'epoch_2.pth').unlink()
+    return train(
+        work_dir, base, EPOCHS, **changes, resume=True, tuned_from=str(path))
+
+
+@RUNS
+@pytest.mark.parametrize('resume', [resume_pth, resume_tuned])
+def test_a_resumed_training_ends_like_one_that_never_stopped(
+        base, tmp_path, resume, changes):
+    if changes.get('seed', 0) is None:  # drawn, so the same for both
+        changes = dict(changes, randomness=dict(seed=None))
+        changes.pop('seed')
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    first = train(parts, base, EPOCHS, stop_after=2, **changes)
+    torch.manual_seed(77)
+    resume(parts, base, **changes)
+    train(whole, base, EPOCHS, **dict(
+        changes, randomness=dict(seed=first.seed)))
+    assert_equal_trainings(checkpoint(parts), checkpoint(whole))
+
+
+def test_resuming_makes_a_difference(base, tmp_path):
+    """The comparison can fail: another seed ends elsewhere."""
+    train(tmp_path / 'a', base, 2)
+    train(tmp_path / 'b', base, 2, randomness=dict(seed=1))
+    with pytest.raises(AssertionError):
+        assert_equal_trainings(
+            checkpoint(tmp_path / 'a'), checkpoint(tmp_path / 'b'))
+
+
+def test_of_averaged_weights_both_files_hold_the_average(base, tmp_path):
+    work_dir = tmp_path / 'run'
+    runner = train(work_dir, base, 2, custom_hooks=EMA)
+    saved = checkpoint(work_dir)['state_dict']
+    model = build_runner(config(tmp_path / 'test', base, 1)).model
+    model.init_weights()
+    load_checkpoint(model, str(base))
+    load_tuned(model, work_dir / 'epoch_2.safetensors')
+    assert_equal(dict(model.state_dict()), dict(saved), 'averaged')
+    raw = runner.model.state_dict()['head.0.weight']
+    assert not torch.equal(raw, saved['head.0.weight'])
+
+
+def test_the_training_state_holds_nothing_of_the_base(base, tmp_path):
+    train(tmp_path / 'run', base, 1, custom_hooks=EMA)
+    path = state_path(tmp_path / 'run/epoch_1.safetensors')
+    largest = max(t.numel() for t in load_file(str(path)).values()
+                  if t.is_floating_point())
+    assert largest < 32  # the base's FFN has matrices of 32 numbers
+
+
+def test_the_state_of_another_checkpoint_is_refused(base, tmp_path):
+    hooks = dict(
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)))
+    train(tmp_path / 'run', base, 2, **hooks)
+    one, other = (
+        tmp_path / f'run/epoch_{i}.safetensors' for i in (1, 2))
+    state_path(one).replace(state_path(other))
+    with pytest.raises(ValueError, match='does not belong'):
+        train(tmp_path / 'run', base, 3, resume=True, tuned_from=str(other))
+
+
+def test_a_damaged_training_state_is_refused(base, tmp_path):
+    train(tmp_path / 'run', base, 1)
+    path = tmp_path / 'run/epoch_1.safetensors'
+    whole = state_path(path).read_bytes()
+    for damaged in (b'', whole[:100], whole[:-1], path.read_bytes()):
+        state_path(path).write_bytes(damaged)
+        with pytest.raises(ValueError, match='epoch_1.train.safetensors'):
+            train(tmp_path / 'run', base, 2, resume=True, tuned_from=str(path))
+
+
+# ------------------------------------------------------------------- killed
+def forked(work, *args, **kwargs) -> int:
+    """Start ``work`` in a process of its own; its id."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work(*args, **kwargs)
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def start_or_resume(work_dir, base, epochs):
+    """What a script does that the cluster starts again and again."""
+    if not (work_dir / 'last_checkpoint').exists():
+        train(work_dir, base, epochs)
+        return
+    latest = find_latest_checkpoint(str(work_dir))
+    train(work_dir, base, epochs, resume=True, load_from=latest)
+
+
+def test_killed_twenty_times_a_training_ends_like_one_that_was_not(
+        base, tmp_path):
+    epochs = 3 * NUM_KILLS
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    start = time.perf_counter()
+    assert os.waitpid(forked(train, whole, base, epochs), 0)[1] == 0
+    epoch = (time.perf_counter() - start) / epochs
+    rng = random.Random(0)
+    for i in range(NUM_KILLS):
+        pid = forked(start_or_resume, killed, base, epochs)
+        if i % 4:  # in the epoch after the next checkpoint; else anywhere
+            await_change(killed / 'last_checkpoint')
+        time.sleep(rng.uniform(0, 1 if i % 4 else 10) * epoch)
+        os.kill(pid, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), 'it was at its end'
+        if (killed / 'last_checkpoint').exists():
+            checkpoint(killed)  # it is whole
+    assert os.waitpid(forked(start_or_resume, killed, base, epochs),
+                      0)[1] == 0
+    assert_equal_trainings(checkpoint(killed), checkpoint(whole))
+
+
+def await_change(path, timeout=60):
+    """Wait until a file is another one."""
+    before, end = identity(path), time.perf_counter() + timeout
+    while identity(path) == before:
+        assert time.perf_counter() < end, f'{path} stays as it is'
+        time.sleep(0.001)
+
+
+def identity(path):
+    try:
+        return path.stat().st_ino, path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """The folder of a training that never stopped."""
+    folder = tmp_path_factory.mktemp('whole')
+    train(folder / 'run', save_the_base(folder), EPOCHS)
+    return folder / 'run'
+
+
+class Killer:
+    """Stands for a function and kills the process at the n-th call."""
+
+    def __init__(self, function, when):
+        self.function, self.when = function, itertools.count(1 - when)
+
+    def __call__(self, *args, **kwargs):
+        if next(self.when) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.function(*args, **kwargs)
+
+
+@pytest.mark.parametrize('step', ['fsync', 'replace'])
+@pytest.mark.parametrize('when', range(1, 6))
+def test_killed_at_any_step_of_writing_a_training_goes_on(
+        whole, tmp_path, step, when):
+    base = whole.parent / 'base.safetensors'
+    killed = tmp_path / 'killed'
+    train(killed, base, EPOCHS, stop_after=2)
+
+    def killed_in_between():
+        setattr(os, step, Killer(getattr(os, step), when))
+        start_or_resume(killed, base, EPOCHS)
+
+    os.waitpid(forked(killed_in_between), 0)
+    latest = find_latest_checkpoint(str(killed))
+    assert torch.load(latest, weights_only=False)['meta']['epoch'] >= 2
+    for path in killed.glob('*.safetensors'):
+        if not path.stem.endswith('.train'):
+            read_metadata(path)
+    start_or_resume(killed, base, EPOCHS)
+    assert_equal_trainings(checkpoint(killed), checkpoint(whole))
+    assert not list(killed.glob('.*.tmp'))
+
+
+# ---------------------------------------------------------------- full disk
+@pytest.fixture
+def full_disk():
+    """No file can be longer than a kilobyte."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_survives(
+        base, tmp_path, full_disk):
+    work_dir = tmp_path / 'run'
+    train(work_dir, base, 1)
+    before = {p: p.read_bytes() for p in work_dir.glob('epoch_1.*')}
+    assert len(before) == 3
+    runner = build_runner(
+        config(
+            work_dir,
+            base,
+            2,
+            resume=True,
+            load_from=str(work_dir / 'epoch_1.pth'),
+            default_hooks=dict(
+                logger=None,
+                checkpoint=dict(
+                    type='CheckpointHook', interval=1, max_keep_ckpts=1))))
+    runner.call_hook = Full(runner.call_hook, full_disk)
+    with pytest.raises(OSError, match=r'epoch_2\.pth cannot be.*Make room'):
+        runner.train()
+    assert {p: p.read_bytes() for p in work_dir.glob('epoch_*')} == before
+    assert find_latest_checkpoint(
+        str(work_dir)) == str(work_dir / 'epoch_1.pth')
+
+
+class Full:
+    """Fill the disk when the epoch is over; logs are spared."""
+
+    def __init__(self, call, fill):
+        self.call, self.fill = call, fill
+
+    def __call__(self, name, **kwargs):
+        if name == 'after_train_epoch':
+            self.fill()
+        return self.call(name, **kwargs)

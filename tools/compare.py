@@ -1,0 +1,78 @@
+"""Run a comparison: methods × seeds from a plan, then a table and figures.
+
+A comparison can be stopped and started again at any time: it goes on where it
+was. The format of a plan is described in etta_mm/comparison/plan_file.py.
+"""
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from etta_mm.comparison import (BusyError, Comparison, find_slots, read_plan,
+                                read_rows, write_report)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('plan', help='plan, such as configs/comparison/*.py')
+    parser.add_argument(
+        '--work-dir',
+        help='folder of the runs; by default work_dirs/compare/ and the name '
+        'of the plan')
+    parser.add_argument(
+        '--out',
+        help='folder of results.json, table and figures; by default '
+        'docs/evidence/ and the name of the plan')
+    parser.add_argument(
+        '--jobs',
+        type=int,
+        help='runs at once; by default one per GPU, or 1 without a GPU')
+    parser.add_argument(
+        '--quick',
+        action='store_true',
+        help="run what the plan's quick section names, under a name of its "
+        'own')
+    parser.add_argument(
+        '--dry-run', action='store_true', help='list the runs and stop')
+    parser.add_argument(
+        '--report-only',
+        action='store_true',
+        help='write table and figures again from results.json')
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    # So that a terminated comparison ends its runs, as an interrupted one does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        plan = read_plan(args.plan, ROOT, args.quick)
+        out = ROOT / (args.out or f'docs/evidence/{plan.name}')
+        if args.report_only:
+            path = out / 'results.json'
+            if not path.exists():
+                raise FileNotFoundError(
+                    f'--report-only: {str(path)!r} does not exist; run the '
+                    'comparison first, or name its folder with --out')
+            print(write_report(plan, read_rows(path), out))
+            return 0
+        comparison = Comparison(
+            plan, ROOT, args.work_dir or f'work_dirs/compare/{plan.name}', out)
+        slots = find_slots(args.jobs)
+    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        sys.exit(f'compare.py: error: {error.args[0]}')
+    if args.dry_run:
+        print('\n'.join(comparison.outline()))
+        return 0
+    try:
+        return int(comparison.run(slots) > 0)
+    except BusyError as error:
+        sys.exit(f'compare.py: error: {error}')
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == '__main__':
+    sys.exit(main())
