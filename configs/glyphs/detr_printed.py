@@ -1,6 +1,6 @@
 # The DETR of the embedded benchmark, trained on printed glyphs. As the zoo's
-# starts from an ImageNet ResNet, this one starts from resnet_printed.py and
-# keeps it frozen. Its stride of 16 gives 7x7 tokens.
+# starts from an ImageNet ResNet, this one starts from resnet_printed.py, at a
+# stride of 16: 7x7 tokens. With that backbone kept frozen, AP stops at 0.44.
 _base_ = [
     'mmdet::detr/detr_r50_8xb2-150e_coco.py',
     './_base_/glyphs_detection.py'
@@ -16,7 +16,6 @@ model = dict(
         strides=(1, 2, 2),
         dilations=(1, 1, 1),
         out_indices=(2, ),
-        frozen_stages=3,
         init_cfg=dict(
             checkpoint='{{ fileDirname }}/weights/'
             'resnet_printed.safetensors',
@@ -42,9 +41,12 @@ val_evaluator = dict(
 test_evaluator = dict(
     ann_file='data/glyphs/detection/printed/annotations/test.json')
 
-max_epochs = 28
-train_cfg = dict(max_epochs=max_epochs, val_interval=4)
-optim_wrapper = dict(optimizer=dict(lr=5e-4))
+max_epochs = 40
+train_cfg = dict(max_epochs=max_epochs, val_interval=5)
+# The zoo's tenth of the rate is for a backbone that has seen a million images.
+optim_wrapper = dict(
+    optimizer=dict(lr=5e-4),
+    paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.4))))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=300),
     dict(
