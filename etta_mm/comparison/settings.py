@@ -162,14 +162,15 @@ def _hash(cfg: Config, root: str) -> str:
         settings.pop(key, None)
     text = json.dumps(settings, sort_keys=True, default=str).replace(root, '.')
     digest = hashlib.sha256(text.encode())
-    weights = _file_hash(cfg.get('load_from'), root)
+    weights = file_hash(cfg.get('load_from'), root)
     if weights:
         digest.update(weights.encode())
     return digest.hexdigest()[:16]
 
 
 @lru_cache(maxsize=None)
-def _file_hash(path: Optional[str], root: str) -> str:
+def file_hash(path: Optional[str], root: str) -> str:
+    """SHA-256 of a file seen from ``root``; '' if there is none."""
     file = Path(root) / path if path else None
     if file is None or not file.is_file():
         return ''  # none, missing (the training says so) or on another machine

@@ -17,7 +17,7 @@ class TuningBank:
     Switching sets references to the tensors of a tuning, in a time that grows
     with their number; the base's are neither copied nor written, and without
     a tuning the model is the base itself. The bank is for inference: it puts
-    the model into eval.
+    the model into eval and freezes its parameters.
 
     Args:
         model (nn.Module): The base with its weights loaded, not tuned (a
@@ -43,7 +43,7 @@ class TuningBank:
                 f'{type(model).__name__} is tuned; a bank needs the base: '
                 'build the model with tuning=None, load its weights, then '
                 'load the tunings into the bank')
-        self.model = model.eval()
+        self.model = model.eval().requires_grad_(False)
         self._modules = dict(model.named_modules())
         self._place = self._device_and_type()
         self._tunings: Dict[str, LoadedTuning] = {}

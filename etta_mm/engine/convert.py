@@ -181,7 +181,11 @@ def build_tuned_model(cfg: Config, tuned, base: Optional[str] = None) -> tuple:
         model.init_weights()
     else:
         load_checkpoint(
-            model, base, map_location='cpu', revise_keys=[(r'^module\.', '')])
+            model,
+            str(base),
+            map_location='cpu',
+            logger='silent',  # of missing tuners; load_tuned checks the rest
+            revise_keys=[(r'^module\.', '')])
     return model, load_tuned(model, tuned)
 
 

@@ -331,6 +331,9 @@ def export_onnx(program: torch.export.ExportedProgram, path) -> Path:
         dynamo=True,
         input_names=list(program.graph_signature.user_inputs),
         output_names=list(OUTPUT_NAMES[num_outputs]),
+        # onnxscript 0.7.2 drops inputs of nodes that it merges (box
+        # refinement); runtimes optimize as they load.
+        optimize=False,
         verbose=False)
     size = sum(t.numel() * t.element_size()
                for t in program.state_dict.values())

@@ -14,6 +14,7 @@ import torch
 from mmdet.apis import DetInferencer
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import DefaultScope
 from mmpretrain.apis import ImageClassificationInferencer
 from mmpretrain.visualization import UniversalVisualizer
 from rich.progress import track
@@ -78,8 +79,10 @@ class ClassificationPredictor:
     default_threshold = 0.
 
     def __init__(self, config: str, weights: str, device: str) -> None:
-        self.inferencer = ImageClassificationInferencer(
-            config, weights, device=device)
+        # The inferencer relies on the scope that it happens to find.
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            self.inferencer = ImageClassificationInferencer(
+                config, weights, device=device)
         self.visualizer = UniversalVisualizer()
 
     def predict(self, images: List[np.ndarray]) -> list:
@@ -140,7 +143,8 @@ def build_predictor(config: str, weights: str, device: Optional[str] = None):
     """
     device = _check_device(get_device() if device is None else device)
     cfg = Config.fromfile(config)
-    predictors = dict(mmdet=DetectionPredictor, mmpretrain=ClassificationPredictor)
+    predictors = dict(
+        mmdet=DetectionPredictor, mmpretrain=ClassificationPredictor)
     scope = cfg.get('default_scope')
     if scope not in predictors:
         raise ValueError(f'default_scope of {config} is {scope!r}; known are '
@@ -229,7 +233,8 @@ def _predict_video(predictor, source: Path, out_dir: Path, batch_size: int,
                 writer.write(predictor.draw(frame, sample, threshold))
                 yield predictor.as_dict(sample)
 
-    with VideoWriter(out_dir / 'vis' / f'{source.stem}.mp4', video.fps) as writer:
+    drawn = out_dir / 'vis' / f'{source.stem}.mp4'
+    with VideoWriter(drawn, video.fps) as writer:
         number = write_json_list(out_dir / 'preds' / f'{source.name}.json',
                                  predictions(writer))
     if not number:

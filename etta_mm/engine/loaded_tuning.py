@@ -119,7 +119,8 @@ def _copy(base: nn.Module, tensors: Dict[str, Tensor],
         for holder, key in _holders(model, path):
             model.get_submodule(holder)._modules[key] = module
     for key, parameter in model.named_parameters():
-        # Whoever only serves a base may have frozen it.
+        # The base is frozen. What is trained and not in the file is thus
+        # taken for the base's, and missed there.
         if key in tensors and parameter.is_floating_point():
             parameter.requires_grad_(True)
     return model

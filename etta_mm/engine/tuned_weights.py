@@ -82,8 +82,9 @@ def load_tuned_weights(filename: str, map_location=None) -> dict:
 
 def _check_base(cfg: Config, base: Optional[str]) -> None:
     if base is not None:
-        check_file(base, 'The base of the tuned checkpoint',
-                   'Give one that exists.')
+        check_file(
+            str(base), 'The base of the tuned checkpoint',
+            'Give one that exists.')
     elif cfg.get('load_from') is not None:
         check_file(
             cfg.load_from, 'The base of the tuned checkpoint, load_from of '

@@ -8,7 +8,7 @@ from fakes import TWO, write_plan
 from mmengine.config import Config, DictAction
 
 from etta_mm.comparison import Run, read_plan, resolve
-from etta_mm.comparison.settings import stack
+from etta_mm.comparison.settings import file_hash, stack
 from etta_mm.engine import build_on_meta, count_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +73,18 @@ def test_epochs_shorten_the_schedules_that_last_as_long(root):
     assert (cfg.param_scheduler[1].T_max, cfg.param_scheduler[1].end) == (5, 5)
     assert cfg.param_scheduler[0].end == 2  # counts iterations
     assert (cfg.optim_wrapper.optimizer.lr, cfg.randomness.seed) == (1e-3, 7)
+
+
+def test_other_base_weights_make_another_run(root):
+    weights = root / 'base.safetensors'
+    plan = read_plan(
+        write_plan(root, options=dict(load_from=weights.name)), root)
+    hashes = []
+    for content in (b'1', b'2'):
+        weights.write_bytes(content)
+        file_hash.cache_clear()
+        hashes.append(resolve(plan, Run(plan.points[0], 1e-3, 0), root).hash)
+    assert hashes[0] != hashes[1]
 
 
 def test_later_options_go_over_earlier_ones():

@@ -1,0 +1,329 @@
+"""Inference as users do it: inferencers, and tools/demo.py on real files."""
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmdet.apis import DetInferencer
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader
+from mmpretrain.apis import ImageClassificationInferencer
+from runs import (ROOT, classification_config, detection_config,
+                  load_checkpoint, load_tool, save_base)
+
+from etta_mm import load_tuned, save_tuned, tuned_weights
+from etta_mm.engine.convert import build_model
+from etta_mm.engine.inference import DetectionPredictor, build_predictor
+
+CLASSES = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ'
+NUM_FRAMES = 5
+FRAME_SIZE = (96, 64)  # width, height
+
+
+def make(folder: Path, write_config, data, **info):
+    """A base, a tuned checkpoint with random tuners, and their config that
+    names the base: (config, tuned, base)."""
+    plain = write_config(folder / 'plain.py', data)
+    base = save_base(plain, folder / 'base.pth')
+    config = write_config(folder / 'tiny.py', data, load_from=str(base))
+    model = build_model(Config.fromfile(config))
+    model.load_state_dict(torch.load(base)['state_dict'], strict=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if '.tuners.' in name:
+                parameter.normal_(std=0.5)
+    tuned = save_tuned(model, folder / 'tuned.safetensors', **info)
+    return str(config), str(tuned), base
+
+
+@pytest.fixture(scope='module')
+def detector(glyphs, tmp_path_factory):
+    return make(
+        tmp_path_factory.mktemp('detector'), detection_config, glyphs,
+        dataset_meta=dict(classes=list(CLASSES)))
+
+
+@pytest.fixture(scope='module')
+def classifier(glyphs, tmp_path_factory):
+    return make(
+        tmp_path_factory.mktemp('classifier'), classification_config, glyphs,
+        dataset_meta=dict(classes=list(CLASSES)))
+
+
+@pytest.fixture(scope='module')
+def images(glyphs):
+    """Four JPEGs of 112 pixels with a few characters each."""
+    return sorted((glyphs / 'detection/printed/test').glob('*.jpg'))
+
+
+@pytest.fixture(scope='module')
+def video(tmp_path_factory, images):
+    """A small MPEG-4 of the images."""
+    path = tmp_path_factory.mktemp('video') / 'small.mp4'
+    writer = cv2.VideoWriter(
+        str(path), cv2.VideoWriter_fourcc(*'mp4v'), 10, FRAME_SIZE)
+    if not writer.isOpened():
+        pytest.skip('this OpenCV cannot write mp4v')
+    for i in range(NUM_FRAMES):
+        writer.write(
+            mmcv.imresize(mmcv.imread(str(images[i % len(images)])),
+                          FRAME_SIZE))
+    writer.release()
+    return path
+
+
+def demo(*args):
+    load_tool('demo').main([*map(str, args), '--device', 'cpu'])
+
+
+def error_of(*args):
+    with pytest.raises(SystemExit) as error:
+        demo(*args)
+    message = str(error.value)
+    assert message.startswith('demo.py: error: ') and '\n' not in message
+    return message
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def state_of(config, tuned, base):
+    """What base and tuned checkpoint make together, by hand."""
+    model = build_model(Config.fromfile(config))
+    model.load_state_dict(torch.load(base)['state_dict'], strict=False)
+    load_tuned(model, tuned)
+    return model.state_dict()
+
+
+def assert_states_equal(found, expected):
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def classification_inferencer(config, tuned):
+    # It relies on the scope, which mmdet's inferencer has set before.
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return ImageClassificationInferencer(
+            config, tuned_weights(config, tuned), device='cpu')
+
+
+def test_mmdets_inferencer_takes_base_and_tuned_checkpoint(detector, images):
+    config, tuned, base = detector
+    inferencer = DetInferencer(config, tuned_weights(config, tuned), 'cpu')
+    assert_states_equal(inferencer.model.state_dict(), state_of(*detector))
+    assert inferencer.model.dataset_meta['classes'] == list(CLASSES)
+    found = inferencer(str(images[0]))['predictions'][0]
+    assert len(found['bboxes']) == 10
+
+
+def test_mmpretrains_inferencer_takes_them_alike(classifier, images):
+    config, tuned, base = classifier
+    inferencer = classification_inferencer(config, tuned)
+    assert_states_equal(inferencer.model.state_dict(), state_of(*classifier))
+    found, = inferencer(str(images[0]))
+    assert found['pred_class'] == CLASSES[found['pred_label']]
+
+
+def test_a_base_elsewhere_can_be_named(detector, tmp_path):
+    config, tuned, base = detector
+    moved = Path(shutil.copy(base, tmp_path / 'moved.pth'))
+    loaded = CheckpointLoader.load_checkpoint(
+        tuned_weights(config, tuned, moved))
+    assert_states_equal(loaded['state_dict'], state_of(*detector))
+    with pytest.raises(FileNotFoundError, match='gone.pth.*Give one'):
+        tuned_weights(config, tuned, str(tmp_path / 'gone.pth'))
+
+
+def test_classes_come_from_the_config_where_the_file_has_none(
+        glyphs, tmp_path):
+    config, tuned, _ = make(tmp_path, classification_config, glyphs)
+    loaded = CheckpointLoader.load_checkpoint(tuned_weights(config, tuned))
+    assert ''.join(loaded['meta']['dataset_meta']['classes']) == CLASSES
+
+
+def test_another_base_is_refused(detector, tmp_path):
+    config, tuned, base = detector
+    other = load_checkpoint(base)
+    other['state_dict']['query_embedding.weight'] += 1
+    torch.save(other, tmp_path / 'other.pth')
+    name = tuned_weights(config, tuned, str(tmp_path / 'other.pth'))
+    with pytest.raises(ValueError, match='query_embedding.weight'):
+        CheckpointLoader.load_checkpoint(name)
+
+
+def test_a_tuned_checkpoint_alone_is_no_model(detector):
+    config, tuned, _ = detector
+    with pytest.raises(ValueError, match='tuned_weights'):
+        DetInferencer(config, tuned, 'cpu')
+
+
+def test_the_demo_draws_a_folder_and_writes_what_the_inferencer_finds(
+        detector, images, tmp_path, capsys):
+    config, tuned, _ = detector
+    folder = tmp_path / 'in'
+    (folder / 'deeper').mkdir(parents=True)
+    names = ['a.jpg', 'b.jpg', 'deeper/a.jpg']
+    for name, image in zip(names, images):
+        shutil.copy(image, folder / name)
+    (folder / 'notes.txt').write_text('no image')
+    out = folder / 'outputs'  # within: what is drawn is not read again
+    for _ in range(2):
+        demo(folder, config, '--tuned', tuned, '--out-dir', out,
+             '--batch-size', 2, '--pred-score-thr', 0)
+        assert '3 predicted' in capsys.readouterr().out
+    inferencer = DetInferencer(
+        config, tuned_weights(config, tuned), 'cpu', show_progress=False)
+    assert {str(p.relative_to(out / 'preds')) for p in
+            (out / 'preds').rglob('*.json')} == {f'{n}.json' for n in names}
+    for name in names:
+        expected = inferencer(str(folder / name))['predictions'][0]
+        found = read(out / f'preds/{name}.json')
+        assert found.keys() == expected.keys()
+        for key in expected:
+            np.testing.assert_allclose(found[key], expected[key], atol=1e-4)
+        drawn = mmcv.imread(str(out / 'vis' / name))
+        plain = mmcv.imread(str(folder / name))
+        assert drawn.shape == plain.shape and (drawn != plain).any()
+
+
+def test_nothing_is_drawn_above_the_highest_score(detector, images):
+    config, tuned, _ = detector
+    predictor = build_predictor(config, tuned_weights(config, tuned), 'cpu')
+    assert isinstance(predictor, DetectionPredictor)
+    image = mmcv.imread(str(images[0]))
+    sample, = predictor.predict([image])
+    assert np.array_equal(predictor.draw(image, sample, 1.), image)
+    assert not np.array_equal(predictor.draw(image, sample, 0.), image)
+
+
+def test_the_demo_classifies_images_of_any_size(classifier, images, tmp_path):
+    config, tuned, _ = classifier
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    for side in (32, 64, 300):  # this config does not resize
+        mmcv.imwrite(
+            mmcv.imresize(mmcv.imread(str(images[0])), (side, side)),
+            str(folder / f'{side}.png'))
+    demo(folder, config, '--tuned', tuned, '--out-dir', tmp_path / 'out',
+         '--batch-size', 3)
+    inferencer = classification_inferencer(config, tuned)
+    for side, drawn_side in ((32, 240), (64, 240), (300, 300)):
+        expected, = inferencer(str(folder / f'{side}.png'))
+        found = read(tmp_path / f'out/preds/{side}.png.json')
+        np.testing.assert_allclose(
+            found['pred_scores'], expected['pred_scores'], atol=1e-5)
+        assert found['pred_class'] == expected['pred_class']
+        drawn = mmcv.imread(str(tmp_path / f'out/vis/{side}.png'))
+        assert drawn.shape == (drawn_side, drawn_side, 3)
+
+
+def test_the_demo_predicts_each_frame_of_a_video(detector, video, tmp_path):
+    config, tuned, _ = detector
+    demo(video, config, '--tuned', tuned, '--out-dir', tmp_path,
+         '--batch-size', 2)
+    found = read(tmp_path / 'preds/small.mp4.json')
+    assert len(found) == NUM_FRAMES
+    predictor = build_predictor(config, tuned_weights(config, tuned), 'cpu')
+    last, = predictor.predict([mmcv.VideoReader(str(video))[NUM_FRAMES - 1]])
+    np.testing.assert_allclose(
+        found[-1]['scores'], predictor.as_dict(last)['scores'], atol=1e-4)
+    drawn = mmcv.VideoReader(str(tmp_path / 'vis/small.mp4'))
+    assert (len(drawn), drawn.resolution, drawn.fps) == (NUM_FRAMES,
+                                                         FRAME_SIZE, 10)
+
+
+def test_a_full_checkpoint_will_do_as_well(classifier, images, tmp_path):
+    config, tuned, base = classifier
+    torch.save(dict(state_dict=state_of(*classifier)), tmp_path / 'full.pth')
+    outs = []
+    for i, weights in enumerate((['--tuned', tuned],
+                                 ['--checkpoint', tmp_path / 'full.pth'])):
+        demo(images[0], config, *weights, '--out-dir', tmp_path / str(i))
+        outs.append(
+            read(tmp_path / f'{i}/preds/{images[0].name}.json')['pred_scores'])
+    assert outs[0] == outs[1]
+
+
+def test_files_that_hold_no_image_are_named_and_passed_over(
+        detector, images, tmp_path, capsys):
+    config, tuned, _ = detector
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    shutil.copy(images[0], folder / 'good.jpg')
+    (folder / 'cut.jpg').write_bytes(images[0].read_bytes()[:50])
+    (folder / 'empty.png').touch()
+    demo(folder, config, '--tuned', tuned, '--out-dir', tmp_path / 'out')
+    shown = capsys.readouterr().out
+    assert 'cut.jpg' in shown and 'empty.png' in shown and '1 pred' in shown
+    assert len(list((tmp_path / 'out/vis').iterdir())) == 1
+
+
+def test_bad_input_gets_one_message(detector, classifier, images, tmp_path):
+    config, tuned, base = detector
+    weights = ['--tuned', tuned, '--out-dir', tmp_path / 'out']
+    broken, empty = tmp_path / 'broken.jpg', tmp_path / 'empty'
+    broken.write_bytes(b'no image')
+    empty.mkdir()
+    (tmp_path / 'broken.mp4').write_bytes(b'no video')
+    (tmp_path / 'text.txt').write_text('text')
+    image = images[0]
+    for message, args in {
+            'is no safetensors file': [image, config, '--tuned', base],
+            'none.jpg': [tmp_path / 'none.jpg', config, *weights],
+            'holds no image': [empty, config, *weights],
+            'none of its 1 files': [broken, config, *weights],
+            'cannot be read as a video':
+            [tmp_path / 'broken.mp4', config, *weights],
+            'text.txt is neither a folder': [
+                tmp_path / 'text.txt', config, *weights
+            ],
+            "The config 'none.py'": [image, 'none.py', *weights],
+            'none.safetensors': [
+                image, config, '--tuned', tmp_path / 'none.safetensors'
+            ],
+            'at least 1': [image, config, *weights, '--batch-size', 0],
+            'between 0 and 1': [
+                image, config, *weights, '--pred-score-thr', 2
+            ],
+            'tunes only backbone': [
+                image, config, '--tuned', classifier[1]
+            ],
+    }.items():
+        assert message in error_of(*args), message
+
+
+def test_a_device_that_is_not_there_is_refused(detector):
+    config, tuned, _ = detector
+    for device, message in (('gpu', 'no device'), ('cuda:99', 'not there')):
+        with pytest.raises(ValueError, match=message):
+            build_predictor(config, tuned_weights(config, tuned), device)
+
+
+def test_the_tool_exports_what_onnxruntime_confirms(classifier, tmp_path,
+                                                    capsys):
+    for package in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(package)
+    config, tuned, _ = classifier
+    out = tmp_path / 'model.onnx'
+    load_tool('export_onnx').main(
+        [config, '--tuned', tuned, '--out', str(out)])
+    assert out.is_file()
+    assert capsys.readouterr().out.count('onnxruntime against PyTorch') == 2
+    with pytest.raises(SystemExit, match='takes no padding masks'):
+        load_tool('export_onnx').main(
+            [config, '--tuned', tuned, '--out', str(out), '--masks'])
+
+
+def test_the_demo_documents_itself(capsys):
+    with pytest.raises(SystemExit):
+        load_tool('demo').parse_args(['--help'])
+    shown = capsys.readouterr().out
+    assert 'image, folder of images, or video' in shown
+    assert (ROOT / 'docs/inference.md').read_text().count('tools/demo.py')
