@@ -1,8 +1,11 @@
 """Exported models: the host's outputs, without data samples, anywhere."""
 import pytest
 import torch
-from hosts import HOSTS, classifier_config
+from hosts import HOSTS, classifier_config, randomise
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.registry import MODELS as ROOT
+from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 from torch.testing import assert_close
 
@@ -46,7 +49,6 @@ def build(name, tuning=TUNING):
 
 def samples_of(masks):
     """Data samples that say what the masks say."""
-    from mmdet.structures import DetDataSample
     return [
         DetDataSample(metainfo=dict(
             batch_input_shape=tuple(mask.shape),
@@ -55,12 +57,28 @@ def samples_of(masks):
     ]
 
 
+def build_shallow(name):
+    """A tuned system with one encoder layer and random weights."""
+    cfg = HOSTS[name].config()
+    if name == 'vit':
+        cfg['backbone']['arch']['num_layers'] = 1
+        cfg['backbone'].update(tuning=TUNING)
+    else:
+        cfg['encoder']['num_layers'] = 1
+        cfg.update(tuning=TUNING)
+    scope = 'mmpretrain' if name == 'vit' else 'mmdet'
+    with DefaultScope.overwrite_default_scope(scope):
+        model = ROOT.build(dict(cfg, _scope_=scope))
+    randomise(model)
+    return model.eval()
+
+
 @pytest.fixture(scope='module')
 def programs():
     """Each system: its exportable module and its program, made once."""
     made = {}
     for name, with_masks in SYSTEMS.items():
-        module = exportable(build(name))
+        module = exportable(build_shallow(name))
         made[name] = module, export_program(module, size_of(name), with_masks)
     return made
 

@@ -263,7 +263,7 @@ def route_tensors(stack: ExitStack, module: nn.Module,
     _route(
         stack, module, RoutedLayer, routing, where, tensor_routes=tensor_routes)
     for kind in ('_parameters', '_buffers'):
-        shown = {k: v for k, v in vars(module)[kind].items() if k not in names}
+        shown = dict(vars(module)[kind])
         put(stack, vars(module), kind, shown)
 
 

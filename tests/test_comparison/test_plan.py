@@ -95,6 +95,7 @@ def test_later_options_go_over_earlier_ones():
         'e.f': 3, 'a._delete_': True, 'a.g': 5}
     assert stack(first, {'a.b': None}) == {
         'a._delete_': True, 'e.f': 3, 'a.b': None}
+    assert stack(dict(a=None), {'a.b': 6}) == {'a._delete_': True, 'a.b': 6}
 
 
 @pytest.mark.parametrize('name', ['vit_rivals', 'vit_prefix'])

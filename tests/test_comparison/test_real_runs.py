@@ -89,6 +89,8 @@ def test_a_killed_comparison_goes_on_to_table_and_figures(tmp_path):
         process.wait()
     assert children
     wait_for(lambda: not any(is_alive(int(pid)) for pid in children.split()))
+    last = next(work_dir.glob('*/train/last_checkpoint')).read_text()
+    assert not last.endswith(f'epoch_{EPOCHS}.pth')  # it died with its parent
 
     plan = read_plan(plan_file, ROOT)
     comparison = Comparison(plan, ROOT, work_dir, out)
