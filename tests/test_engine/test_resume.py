@@ -5,6 +5,7 @@ import random
 import resource
 import signal
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -266,16 +267,21 @@ def test_killed_at_any_step_of_writing_a_training_goes_on(
 
 
 # ---------------------------------------------------------------- full disk
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """No file can be longer than a kilobyte."""
+    """From the call of what it gives, no file can be longer than a kilobyte.
+
+    Over before the test is: pytest itself may be writing to a file.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_survives(
-        base, tmp_path, full_disk):
+        base, tmp_path):
     work_dir = tmp_path / 'run'
     train(work_dir, base, 1)
     before = {p: p.read_bytes() for p in work_dir.glob('epoch_1.*')}
@@ -291,9 +297,10 @@ def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_survives(
                 logger=None,
                 checkpoint=dict(
                     type='CheckpointHook', interval=1, max_keep_ckpts=1))))
-    runner.call_hook = Full(runner.call_hook, full_disk)
-    with pytest.raises(OSError, match=r'epoch_2\.pth cannot be.*Make room'):
-        runner.train()
+    with full_disk() as fill:
+        runner.call_hook = Full(runner.call_hook, fill)
+        with pytest.raises(OSError, match=r'epoch_2\.pth cannot be.*Make room'):
+            runner.train()
     assert {p: p.read_bytes() for p in work_dir.glob('epoch_*')} == before
     assert find_latest_checkpoint(
         str(work_dir)) == str(work_dir / 'epoch_1.pth')
