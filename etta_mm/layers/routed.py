@@ -117,9 +117,9 @@ class RoutedSublayer(Routed):
 class RoutedLayer(Routed):
     """Mixin of a layer whose own parameters or buffers differ.
 
-    ``tensor_routes`` holds them, by their name and by tuning. They are hidden
-    but while the images of one tuning are computed: what reads one from
-    outside then gets an error, not the wrong one.
+    ``tensor_routes`` holds them, by their name and by tuning. Whoever reads
+    one gets that of the images on their way, and an error, not the base's,
+    where images of several tunings are.
     """
 
     tensor_routes: Dict[str, Dict[Hashable, Tensor]]
@@ -262,9 +262,6 @@ def route_tensors(stack: ExitStack, module: nn.Module,
     }
     _route(
         stack, module, RoutedLayer, routing, where, tensor_routes=tensor_routes)
-    for kind in ('_parameters', '_buffers'):
-        shown = dict(vars(module)[kind])
-        put(stack, vars(module), kind, shown)
 
 
 def route_unit(stack: ExitStack, module: nn.Module,

@@ -20,6 +20,7 @@ from torch.testing import assert_close
 from etta_mm import (TuningBank, apply_tuning, load_tuned, save_tuned,
                      tuned_state_dict)
 from etta_mm.engine import bank as bank_module
+from etta_mm.engine import loaded_tuning
 from etta_mm.layers.routing import Routing
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
@@ -306,6 +307,21 @@ def test_the_memory_is_that_of_the_base_and_of_each_tuning(host_name, files):
     for name in bank.names:
         bank.remove(name)
     assert live_bytes() == start
+
+
+def test_loading_copies_nothing_of_the_base(files, monkeypatch):
+    during = []
+    load = loaded_tuning.load_tuned
+    monkeypatch.setattr(
+        loaded_tuning, 'load_tuned',
+        lambda *args: during.append(live_bytes()) or load(*args))
+    path = files('detr')['adapters']
+    file = sum(t.nbytes for t in load_file(str(path)).values())
+    bank = TuningBank(base_of('detr'))
+    start = live_bytes()
+    bank.load('adapters', path)
+    # the file as it was read, and what it will be copied into
+    assert during[0] - start <= 2 * file
 
 
 # --------------------------------------------------------------------- mixing
