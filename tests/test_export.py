@@ -9,9 +9,9 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 from torch.testing import assert_close
 
-from etta_mm.engine.export import (StaticDeformableAttention, example_inputs,
-                                   export_onnx, export_program, exportable,
-                                   image_size_of, onnx_difference)
+from etta_mm.engine.export import (example_inputs, export_onnx, export_program,
+                                   exportable, image_size_of, onnx_difference)
+from etta_mm.engine.exportable import StaticDeformableAttention
 
 TUNING = dict(
     ffn=dict(type='ParallelAdapter', bottleneck_dims=6),

@@ -128,11 +128,11 @@ class RoutedLayer(Routed):
         if self.routing.is_inside:
             return super().forward(*args, **kwargs)
         if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
+            cls = type(self).__name__.removeprefix('Routed')
             raise ValueError(
-                f'{self.where} ({type(self).__name__.removeprefix("Routed")}) '
-                'is trained in full and takes more than one tensor; which are batches '
-                'is not known, so it cannot be routed: run each tuning by '
-                'itself (use)')
+                f'{self.where} ({cls}) is trained in full and takes more than '
+                'one tensor; which of them are batches is not known, so it '
+                'cannot be routed: run each tuning by itself (use)')
         dim = self.routing.batch_dim(args[0], self.where)
         return self.routing.split(super().forward, args, lambda x: dim,
                                   lambda x: dim, self.where)
