@@ -32,6 +32,7 @@ from mmengine.runner import find_latest_checkpoint
 from etta_mm.data.check import check_dataset, check_evaluator
 from etta_mm.data.file import check_file, check_folder_writable
 
+from .check_model import check_model
 from .launch import RANK_VARIABLES
 from .training_state import state_path
 from .tuned_file import is_tuned
@@ -138,6 +139,7 @@ def training_config(args: argparse.Namespace) -> Config:
         check_file(
             cfg.load_from, 'The checkpoint', 'Give one that exists, as '
             f'{"--resume" if args.resume else "load_from of the config"}.')
+    check_model(cfg)
     _check_data(cfg, 'train', 'val')
     check_folder_writable(cfg.work_dir, 'work_dir')
     return cfg
@@ -174,6 +176,7 @@ def testing_config(args: argparse.Namespace) -> Config:
         check_folder_writable(
             osp.dirname(args.out) or '.', 'The folder of --out')
         _dump_predictions(cfg, args.out)
+    check_model(cfg)
     _check_data(cfg, 'test')
     check_folder_writable(cfg.work_dir, 'work_dir')
     return cfg

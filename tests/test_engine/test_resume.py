@@ -198,7 +198,7 @@ def test_killed_twenty_times_a_training_ends_like_one_that_was_not(
         pid = forked(start_or_resume, killed, base, epochs)
         if i % 4:  # in the epoch after the next checkpoint; else anywhere
             await_change(killed / 'last_checkpoint')
-        time.sleep(rng.uniform(0, 1 if i % 4 else 10) * epoch)
+        time.sleep(rng.uniform(0, 1 if i % 4 else 4) * epoch)
         os.kill(pid, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), 'it was at its end'
         if (killed / 'last_checkpoint').exists():

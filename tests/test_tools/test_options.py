@@ -1,4 +1,5 @@
 """Options mean what mmdet's users expect, and what cannot be is one message."""
+import re
 import shutil
 
 import pytest
@@ -18,10 +19,8 @@ def config(glyphs, tmp_path):
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
-    path = tmp_path / 'epoch_3.pth'
-    torch.save(dict(state_dict={}), path)
-    return path
+def checkpoint(config, tmp_path):
+    return save_base(config, tmp_path / 'epoch_3.pth')
 
 
 def parse(tool: str, *args):
@@ -72,6 +71,46 @@ def test_the_tools_end_with_one_message_and_no_traceback(tmp_path):
             load_tool(tool).main([str(tmp_path / 'gone.py'), *rest])
         # A text as exit code: Python prints it and exits with 1.
         assert stop.value.code.startswith(f'{tool}.py: error: The config')
+
+
+@pytest.mark.parametrize('wrong, words', [
+    (dict(ffn=dict(type='LoRa', rank=2)), "no tuner 'LoRa'.*'LoRA'"),
+    (dict(ffn=dict(type='LoRA', rank=0)), 'rank must be at least 1'),
+    (dict(ffn=dict(type='LoRA', rank='two')), 'rank.*two'),
+    (dict(attn=dict(type='ScaledPrefix', num_prefix=0)),
+     'num_prefix must be at least 1'),
+    (dict(train=['nek']), "'nek' matches no submodule.*neck"),
+    (dict(ffn=dict(type='LoRA', rank=2), where='enkoder'), 'enkoder'),
+])
+def test_a_tuning_that_does_not_fit_is_one_message(wrong, words, glyphs,
+                                                   tmp_path):
+    path = detection_config(
+        tmp_path / 'tiny.py',
+        glyphs,
+        model=dict(tuning=dict(wrong, _delete_=True)))
+    with pytest.raises(SystemExit) as stop:
+        load_tool('train').main([str(path), '--work-dir', str(tmp_path)])
+    assert re.match(f'train.py: error: model: .*{words}', stop.value.code)
+
+
+def test_a_base_of_another_architecture_is_one_message(glyphs, tmp_path):
+    base = save_base(detection_config(tmp_path / 'base.py', glyphs),
+                     tmp_path / 'base.pth')
+    path = detection_config(
+        tmp_path / 'tiny.py', glyphs, load_from=str(base))
+    assert check_train(path, '--work-dir', tmp_path).load_from == str(base)
+    with pytest.raises(ValueError, match='load_from=.*base.pth.*no checkpoint '
+                       'of the base of ETDeformableDETR.*are missing'):
+        check_train(path, '--work-dir', tmp_path, '--cfg-options',
+                    'model.encoder.num_layers=2')
+
+
+def test_what_others_raise_keeps_its_traceback(glyphs, tmp_path):
+    path = detection_config(
+        tmp_path / 'tiny.py', glyphs, model=dict(type='NoSuchDetector'))
+    cfg = check_train(path, '--work-dir', tmp_path)
+    with pytest.raises(KeyError, match='NoSuchDetector'):
+        build_runner(cfg)
 
 
 def test_resume_without_a_checkpoint_is_an_error(config, tmp_path):
@@ -217,6 +256,7 @@ def test_showing_turns_on_the_hook_of_either_library(config, checkpoint,
     assert (hook.draw, hook.test_out_dir, hook.show,
             hook.wait_time) == (True, 'a', True, 3)
     config = classification_config(tmp_path / 'classifier.py', glyphs)
+    checkpoint = save_base(config, tmp_path / 'epoch_4.pth')
     hook = check_test(config, checkpoint, *rest).default_hooks.visualization
     assert (hook.enable, hook.out_dir, hook.show,
             hook.wait_time) == (True, 'a', True, 3)

@@ -1,0 +1,64 @@
+"""Check the model of a run, and its base, before the run starts."""
+import warnings
+from typing import Optional
+
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
+from torch import nn
+
+from ..tuners import Tuner
+from .base_weights import allow_pickle
+from .meta_model import build_on_meta
+
+
+def check_model(cfg: Config) -> None:
+    """Build the model without its numbers and compare its base with it.
+
+    Errors of etta_mm's own (a tuning that does not fit, a base of another
+    architecture) become one message. What other packages raise is left to the
+    run itself, whose traceback says more; so is a model that cannot be built
+    on the meta device.
+
+    Args:
+        cfg (Config): The config of a run. It stays as it is.
+
+    Raises:
+        ValueError: If the tuning, or the base, does not fit.
+    """
+    try:
+        model = build_on_meta(cfg)
+    except Exception as error:
+        _raise_ours(error, 'model')
+        return
+    if any(isinstance(module, Tuner) for module in model.modules()):
+        _check_base(model, cfg)
+
+
+def _check_base(model: nn.Module, cfg: Config) -> None:
+    path: Optional[str] = cfg.get('load_from')
+    if path is None:
+        return
+    allow_pickle(bool(cfg.get('allow_pickle', False)))
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(
+            path, map_location='meta', logger='silent')
+        state = checkpoint.get('state_dict', checkpoint)
+        with warnings.catch_warnings():  # of copies to meta that do nothing
+            warnings.simplefilter('ignore')
+            model.load_state_dict(
+                {key.removeprefix('module.'): t
+                 for key, t in state.items()},
+                strict=False)
+    except Exception as error:
+        _raise_ours(error, f'load_from={str(path)!r}')
+
+
+def _raise_ours(error: Exception, what: str) -> None:
+    """Raise ``error`` as a message if etta_mm raised it."""
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace.tb_frame.f_globals['__name__'].startswith('etta_mm.'):
+        # A KeyError shows its message in quotation marks.
+        text = error.args[0] if error.args else error
+        raise ValueError(f'{what}: {text}') from error
