@@ -7,6 +7,7 @@ metric = 'accuracy/top1'
 claims = ['C5', 'C10', 'C12']
 seeds = [0, 1, 2]
 search_seed = 0
+epochs = 20
 # A checkpoint an epoch would take a tenth of the time.
 options = {'default_hooks.checkpoint.interval': 5}
 

@@ -19,7 +19,8 @@ A plan is a Python config file of mmengine::
 
 Optional: ``claims``, ``title``, ``verdict`` (text that the report repeats),
 ``search_seed`` (the first of ``seeds``), ``options``, ``epochs``, ``lr_key``
-('optim_wrapper.optimizer.lr'), ``quick``. Names that begin with an underscore
+('optim_wrapper.optimizer.lr'), ``quick``, ``custom_imports`` (as in any config
+of mmengine, for the models that a plan brings along). Names that begin with an underscore
 are the plan's own.
 
 - **methods**: ``name`` and ``config`` (seen from the checkout); optional
@@ -50,7 +51,8 @@ from .plan import Plan, Point
 from .settings import LR_KEY, stack
 
 PLAN_KEYS = ('host', 'metric', 'methods', 'seeds', 'search_seed', 'claims',
-             'title', 'verdict', 'options', 'epochs', 'lr_key', 'quick')
+             'title', 'verdict', 'options', 'epochs', 'lr_key', 'quick',
+             'custom_imports')
 METHOD_KEYS = ('name', 'config', 'options', 'lr', 'paper', 'budgets')
 BUDGET_KEYS = ('options', 'lr', 'paper')
 QUICK_KEYS = ('methods', 'seeds', 'budgets', 'epochs', 'options', 'search')

@@ -33,8 +33,8 @@ class ScaledPrefix(Tuner):
       with λ the softmax mass on the prefix. It takes mass from the frozen
       attention from the first step on, so it is not the identity at the start.
 
-    P_k starts at N(0, 1), in 'concat' P_v at N(0, 0.02). Never both s and P_v
-    at zero: nothing would ever move.
+    P_k starts at N(0, key_std²), in 'concat' P_v at N(0, 0.02²). Never both s
+    and P_v at zero: nothing would ever move.
 
     Parameters: ``2 * l * d`` (+ 1 where s is learned), with l =
     ``num_prefix`` and d = ``embed_dims``.
@@ -50,11 +50,12 @@ class ScaledPrefix(Tuner):
         scale (float): s, or its start. Defaults to 1.
         learn_scale (bool): Whether s is learned. Defaults to True.
         composition (str): 'parallel' or 'concat'. Defaults to 'parallel'.
+        key_std (float): Standard deviation of P_k at the start. Defaults to 1.
 
     Raises:
-        TypeError: If a size or the scale is not a number.
-        ValueError: If a size is below 1, the scale is 0, or the composition
-            is neither of the two.
+        TypeError: If a size, the scale or ``key_std`` is not a number.
+        ValueError: If a size is below 1, the scale is 0, ``key_std`` is
+            negative, or the composition is neither of the two.
     """
 
     sites = ('attn', )
@@ -65,7 +66,8 @@ class ScaledPrefix(Tuner):
                  num_prefix: int,
                  scale: float = 1.,
                  learn_scale: bool = True,
-                 composition: str = 'parallel') -> None:
+                 composition: str = 'parallel',
+                 key_std: float = 1.) -> None:
         super().__init__()
         if composition not in COMPOSITIONS:
             raise ValueError(
@@ -74,6 +76,10 @@ class ScaledPrefix(Tuner):
         self.num_heads = num_heads
         self.num_prefix = check_size(self, 'num_prefix', num_prefix)
         self.composition = composition
+        self.key_std = check_number(self, 'key_std', key_std)
+        if self.key_std < 0:
+            raise ValueError(f'{type(self).__name__}(key_std={key_std}): it is '
+                             'a standard deviation, so it cannot be negative')
         self.key = nn.Parameter(torch.empty(num_prefix, embed_dims))
         self.value = nn.Parameter(torch.empty(num_prefix, embed_dims))
         self.scale = Scale(check_number(self, 'scale', scale), learn_scale)
@@ -88,7 +94,7 @@ class ScaledPrefix(Tuner):
         return self.composition == 'parallel'
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.key, std=1.)
+        nn.init.normal_(self.key, std=self.key_std)
         if self.composition == 'parallel':
             nn.init.zeros_(self.value)
         else:
@@ -151,8 +157,5 @@ class Prefix(ScaledPrefix):
             num_prefix,
             scale=1.,
             learn_scale=False,
-            composition='concat')
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.key, std=0.02)
-        nn.init.normal_(self.value, std=0.02)
+            composition='concat',
+            key_std=0.02)

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from etta_mm import apply_tuning, disable_tuning
 from etta_mm.layers import ETMultiheadAttention, ETViTAttention
+from etta_mm.tuners import build_tuner
 
 DIMS = 8
 HEADS = 2
@@ -391,3 +392,14 @@ def test_vit_adapter_is_outside_the_layer_scale():
     assert_close(
         ours(x),
         parent(x) + SCALE * adapter.up(adapter.down(x).relu()), **CLOSE)
+
+
+@pytest.mark.parametrize('tuner, std', [
+    (dict(type='ScaledPrefix'), 1.),
+    (dict(type='ScaledPrefix', key_std=0.1), 0.1),
+    (dict(type='Prefix'), 0.02),
+])
+def test_the_keys_start_at_their_standard_deviation(tuner, std):
+    prefix = build_tuner(
+        dict(tuner, num_prefix=100), embed_dims=64, num_heads=4)
+    assert_close(prefix.key.std().item(), std, rtol=0.05, atol=0)

@@ -1,0 +1,56 @@
+# What the defaults rest on: ETTA on ET-ViT and handwritten Glyphs with one thing
+# changed. ETTA itself: prefix in parallel with a learned s that starts at 1, its
+# keys at N(0, 1); adapter behind the LayerNorm, like the FFN, with s fixed at 1.
+host = 'ET-ViT'
+title = 'ETTA with one thing changed'
+metric = 'accuracy/top1'
+claims = ['defaults']
+seeds = [0, 1, 2]
+search_seed = 0
+epochs = 20
+custom_imports = dict(imports=['etta_mm.comparison.before_norm'])
+# A checkpoint an epoch would take a tenth of the time.
+options = {'default_hooks.checkpoint.interval': 5}
+
+_config = 'configs/glyphs/et_vit_glyphs.py'
+_rates = [1e-3, 3e-3]
+
+
+def _changed(name, prefix=None, adapter=None):
+    options = {
+        f'model.backbone.tuning.{place}.{key}': value
+        for place, changes in (('attn', prefix or {}), ('ffn', adapter or {}))
+        for key, value in changes.items()
+    }
+    return dict(name=name, config=_config, options=options, lr=_rates)
+
+
+methods = [
+    _changed('ETTA'),
+    _changed('prefix by concatenation', dict(composition='concat')),
+    *(_changed(
+        f'prefix s = {s:g}, {"learned" if learned else "fixed"}',
+        dict(scale=s, learn_scale=learned)) for s in (0.1, 1., 4.)
+      for learned in (False, True) if (s, learned) != (1., True)),
+    *(_changed(
+        f'adapter s = {s:g}, {"learned" if learned else "fixed"}',
+        adapter=dict(scale=s, learn_scale=learned)) for s in (0.1, 1., 4.)
+      for learned in (False, True) if (s, learned) != (1., False)),
+    _changed('keys at N(0, 0.1²)', dict(key_std=0.1)),
+    _changed('keys at N(0, 0.02²)', dict(key_std=0.02)),
+    dict(
+        name='adapter before the LayerNorm',
+        config=_config,
+        options={
+            'custom_imports.imports':
+            ['etta_mm', 'etta_mm.comparison.before_norm'],
+            'model.backbone.type':
+            'ETVisionTransformerBeforeNorm'
+        },
+        lr=_rates),
+]
+quick = dict(
+    methods=['ETTA', 'prefix by concatenation'],
+    seeds=[0],
+    epochs=4,
+    search=False)
