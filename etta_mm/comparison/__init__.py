@@ -1,3 +1,4 @@
+from .initial_loss import initial_loss_page, initial_losses
 from .plan import Plan, Point, Run
 from .plan_file import read_plan
 from .report import write_report
@@ -8,7 +9,6 @@ from .slots import Slot, find_slots
 
 __all__ = [
     'BusyError', 'Comparison', 'Plan', 'Point', 'Run', 'Settings', 'Slot',
-    'choose',
-    'find_slots', 'read_plan', 'read_rows', 'resolve', 'summarize',
+    'choose', 'find_slots', 'initial_loss_page', 'initial_losses', 'read_plan', 'read_rows', 'resolve', 'summarize',
     'write_report', 'write_rows'
 ]

@@ -53,7 +53,7 @@ def markdown(plan, rows: List[dict], summaries: List[Summary],
         lines += [f'Claims: {", ".join(plan.claims)}.', '']
     if plan.verdict:
         lines += [plan.verdict.strip(), '']
-    lines += _table(
+    lines += table(
         [title.format(metric=f'{plan.metric}, test') for title in HEADER],
         [_cells(plan, summary) for summary in summaries])
     devices = sorted({r['device'] for r in finals if r['device']})
@@ -77,7 +77,7 @@ def markdown(plan, rows: List[dict], summaries: List[Summary],
             f'best {plan.metric} of the last validation was chosen (bold). '
             'The test images played no part.', ''
         ]
-        lines += _table(['method', 'trained %', 'candidates: validation'],
+        lines += table(['method', 'trained %', 'candidates: validation'],
                         [[
                             s.point.method,
                             _number(s.percent, 2),
@@ -148,7 +148,8 @@ def _number(value, digits: int) -> str:
     return '–' if value is None else f'{value:.{digits}f}'
 
 
-def _table(header: List[str], rows: List[List[str]]) -> List[str]:
+def table(header: List[str], rows: List[List[str]]) -> List[str]:
+    """The lines of a Markdown table."""
     lines = [header, ['---'] * len(header), *rows]
     return [f'| {" | ".join(c.replace("|", "/") for c in line)} |'
             for line in lines]
