@@ -13,7 +13,7 @@ ALLOWED = dict(
     # launch.py checks the data set before a training starts.
     engine={'tuners', 'layers', 'engine', 'data', 'version'},
     data={'data'},
-    comparison={'comparison', 'engine'},
+    comparison={'comparison', 'engine', 'layers', 'models'},
 )
 #: What tuners may import besides: torch, the registry, the standard library.
 OUTSIDE_OF_TUNERS = {'torch', 'mmengine'}

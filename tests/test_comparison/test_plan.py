@@ -136,7 +136,7 @@ def percents(name: str) -> dict:
 @pytest.mark.parametrize('name, least', [
     ('vit_rivals', 'head only'),
     ('detr_rivals', 'head only'),
-    ('deformable_detr_rivals', 'head and norms only'),
+    ('deformable_detr_rivals', 'no tuners'),
 ])
 def test_the_rivals_train_as_much_as_etta(name, least):
     trained = percents(name)
