@@ -103,7 +103,7 @@ class FeatureCache:
         """
         stored = [f.to(self.dtype) for f in features]
         for given, kept in zip(features, stored):
-            if torch.isinf(kept).any() and torch.isfinite(given).all():
+            if kept.isinf().any() and given.isfinite().all():
                 raise ValueError(
                     f'a feature of {given.abs().max().item():.3g} is too large '
                     f'for {self.dtype}; store the features with '
