@@ -2,6 +2,7 @@ from .bank import TuningBank
 from .base_weights import save_base
 from .budget import Budget, solve_bottleneck
 from .checkpoint_hook import AtomicCheckpointHook
+from .feature_cache_hook import FeatureCacheHook
 from .merge import merge_tuning
 from .meta_model import build_on_meta
 from .parameter_report_hook import ParameterReportHook
@@ -13,9 +14,9 @@ from .tuned_checkpoint_hook import TunedCheckpointHook
 from .tuned_weights import tuned_weights
 
 __all__ = [
-    'AtomicCheckpointHook', 'Budget', 'ParameterReport', 'ParameterReportHook',
-    'TrainingStateHook', 'TunedCheckpointHook', 'TuningBank', 'build_on_meta',
-    'count_parameters', 'load_tuned', 'merge_tuning', 'read_metadata',
-    'save_base', 'save_tuned', 'solve_bottleneck', 'tuned_state_dict',
-    'tuned_weights'
+    'AtomicCheckpointHook', 'Budget', 'FeatureCacheHook', 'ParameterReport',
+    'ParameterReportHook', 'TrainingStateHook', 'TunedCheckpointHook',
+    'TuningBank', 'build_on_meta', 'count_parameters', 'load_tuned',
+    'merge_tuning', 'read_metadata', 'save_base', 'save_tuned',
+    'solve_bottleneck', 'tuned_state_dict', 'tuned_weights'
 ]

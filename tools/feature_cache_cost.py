@@ -1,0 +1,43 @@
+"""Print what a step costs with and without the feature cache, per image."""
+import argparse
+import sys
+
+from mmengine.config import Config, DictAction
+
+from etta_mm.benchmark.cached_step import cached_step
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config of a detector')
+    parser.add_argument(
+        '--size',
+        nargs=2,
+        type=int,
+        default=(800, 1333),
+        metavar=('H', 'W'),
+        help='of the padded image in pixels; default: 800 1333')
+    parser.add_argument(
+        '--device',
+        choices=['meta', 'cpu'],
+        default='meta',
+        help='meta computes nothing; deformable attention needs cpu')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='KEY=VALUE ...')
+    args = parser.parse_args(argv)
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
+    try:
+        step = cached_step(cfg, tuple(args.size), args.device)
+    except ValueError as error:
+        sys.exit(f'feature_cache_cost.py: error: {error}')
+    share = step.with_cache / step.without_cache
+    print(f'operations without cache  {step.without_cache / 1e9:10.3f} G')
+    print(f'operations with cache     {step.with_cache / 1e9:10.3f} G '
+          f'({100 * share:.1f} %)')
+    for name, size in step.bytes_on_disk.items():
+        print(f'bytes on disk, {name:8}   {size:10,}')
+
+
+if __name__ == '__main__':
+    main()
