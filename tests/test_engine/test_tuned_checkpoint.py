@@ -22,6 +22,7 @@ from etta_mm import load_tuned, save_tuned, tuned_state_dict
 from etta_mm.engine import atomic, read_metadata, tuned_checkpoint
 from etta_mm.engine.fingerprint import (fingerprint_of_version_1,
                                         tensors_fingerprint)
+from etta_mm.engine.tuned_fit import check_patterns
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = HOSTS['detr']
@@ -400,13 +401,49 @@ def test_metadata_of_wrong_types_or_values_is_refused(path, start, change):
     assert_refused(start(), path)
 
 
-@pytest.mark.parametrize('pattern', [
-    '(a+)+$', '(a|a)*$', '(.*)*x', '(a?){50}a', '.*.*.*.*.*.*.*x', 'a' * 2000
-])
-def test_a_pattern_that_may_take_forever_is_refused(path, pattern):
+@pytest.mark.parametrize('patterns', [
+    ['(a+)+$'], ['(a|a)*$'], ['(.*)*x'], ['(a?){50}a'],
+    ['.*.*.*.*.*.*.*x'], ['a' * 2000], ['.?' * 40 + '\n'],
+    ['(.|..)' * 30 + '\n'], [r'(\d?:)' * 9], ['.?' * 8 + '.*' * 4 + '\n'],
+    ['(?x)(a+) +$'], ['(?ix:(a+) +)$'], ['(a+)(?#)+$'], ['.*.*.*.*x'] * 5,
+    ['encoder'] * 33
+], ids=lambda patterns: repr(patterns[0][:20]))
+def test_patterns_that_may_take_forever_are_refused(path, patterns):
     rewrite(path, lambda t: None,
-            lambda m: m['roots']['']['tuning'].update(where=[pattern]))
-    assert_refused(copy.deepcopy(HOST.base()), path, 'forever')
+            lambda m: m['roots']['']['tuning'].update(where=patterns))
+    assert_refused(copy.deepcopy(HOST.base()), path, 'forever|at most 32')
+
+
+def patterns_of(value):
+    """Every regular expression below a part of a config."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key in ('where', 'train') and item is not None:
+                yield from [item] if isinstance(item, str) else item
+            yield from patterns_of(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from patterns_of(item)
+
+
+def test_the_patterns_of_every_config_are_taken_from_a_file():
+    found = set()
+    for path in sorted((ROOT / 'configs').rglob('*.py')):
+        if 'comparison' not in path.parts and '_base_' not in path.parts:
+            model = Config.fromfile(path).get('model') or {}
+            patterns = list(patterns_of(model.to_dict() if model else {}))
+            check_patterns(
+                dict(train=patterns, where=[], ffn=[], attn=[]), path)
+            found.update(patterns)
+    assert r'.*\.(bn\d|downsample\.1|gn|norms\.\d)\.(weight|bias)' in found
+
+
+@pytest.mark.parametrize('pattern', [
+    r'^encoder\.layers\.\d+\.', r'(?:en|de)coder\.layers\.(?:0|1|2)\.',
+    r'.*layers\.\d+.*attn\.(q|k|v)_proj.*', r'(?!bbox_head).*', r'(a)\d*'
+])
+def test_a_pattern_that_people_write_is_taken_from_a_file(pattern):
+    check_patterns(dict(train=[], where=[pattern], ffn=[], attn=[]), 'a file')
 
 
 def test_a_module_that_the_file_names_is_not_imported(path, tmp_path,
