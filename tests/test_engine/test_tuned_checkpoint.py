@@ -8,6 +8,7 @@ import re
 import resource
 from pathlib import Path
 
+import mmdet
 import pytest
 import torch
 from hosts import HOSTS, output, train_steps
@@ -16,6 +17,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
 from etta_mm import load_tuned, save_tuned, tuned_state_dict
@@ -143,8 +145,10 @@ def test_metadata_says_what_was_tuned_and_with_what(path):
     assert root['tuning']['attn'][1] == dict(
         TUNING['attn'][1], where=['encoder'])
     assert root['tuning']['train'] == TUNING['train']
-    assert {'etta_mm', 'torch', 'mmcv', 'mmengine'} <= set(
-        metadata['versions'])
+    assert metadata['versions'].keys() == {
+        'etta_mm', 'torch', 'mmcv', 'mmengine', 'mmdet', 'mmpretrain'
+    }
+    assert metadata['versions']['mmdet'] == mmdet.__version__
     assert metadata['info'] == dict(note='three')
     assert metadata['format_version'] == 2
     assert metadata['base_hashes'].keys() == (
@@ -485,6 +489,33 @@ def test_a_file_of_version_1_is_read(trained, path, start):
     with torch.no_grad():
         model.decoder.layers[1].norms[0].weight[0] += 1e-3
     assert_refused(model, path, 'another base')
+
+
+class Interrupted(TorchFunctionMode):
+    """Ctrl-C at the n-th copy of a tensor."""
+
+    def __init__(self, when):
+        super().__init__()
+        self.left = when
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.copy_:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return func(*args, **(kwargs or {}))
+
+
+@EACH_START
+@pytest.mark.parametrize('when', [1, 2, 20])
+def test_an_interrupted_load_leaves_the_model_as_it_was(path, start, when):
+    model = start()
+    before = portrait(model)
+    with pytest.raises(KeyboardInterrupt), Interrupted(when):
+        load_tuned(model, path)
+    after = portrait(model)
+    assert after[:2] == before[:2]
+    assert_close(after[2], before[2], rtol=0, atol=0)
 
 
 def test_loading_never_unpickles(trained, path, monkeypatch):
