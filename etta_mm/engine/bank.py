@@ -1,13 +1,13 @@
 """Many tunings on one base: loaded beside each other, switched, or mixed."""
 from contextlib import ExitStack, contextmanager
-from typing import Dict, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 from torch import nn
 
 from ..layers.routed import put, take_class
 from ..tuners import Tuner
 from .loaded_tuning import LoadedTuning, load_beside
-from .mixed_batch import route_batch
+from .mixed_batch import check_number_of_images, route_batch
 from .tuned_checkpoint import tuned_roots
 
 
@@ -48,6 +48,7 @@ class TuningBank:
         self._place = self._device_and_type()
         self._tunings: Dict[str, LoadedTuning] = {}
         self._active = None
+        self._awaited = []  # what the ends of with blocks will bring back
         self._undo = ExitStack()  # closing it brings the base back
 
     @property
@@ -132,13 +133,16 @@ class TuningBank:
 
         Raises:
             KeyError: If there is no such tuning.
-            ValueError: If it is in use.
+            ValueError: If it is in use, or will be at the end of a ``with``.
         """
         self._get(name)
-        active = self._active
-        if name in (active if isinstance(active, tuple) else (active, )):
+        if name in _names(self._active):
             raise ValueError(f'{name!r} is in use; switch to another tuning '
                              'or to the base (use(None)) first')
+        if any(name in _names(state) for state in self._awaited):
+            raise ValueError(f'{name!r} was in use before a with block and '
+                             'will be in use again at its end; remove it '
+                             'behind the block')
         del self._tunings[name]
 
     def use(self, name: Optional[str]):
@@ -150,19 +154,21 @@ class TuningBank:
         Returns:
             ContextManager: Used in a ``with``, it switches back at the end.
 
+        After an error the bank is what it was.
+
         Raises:
             KeyError: If there is no such tuning.
             ValueError: If the model was moved or cast since.
         """
         before = self._active
         self._install(name)
-        stack = ExitStack()
-        stack.callback(self._install, before)
-        return stack
+        return self._back_to(before)
 
     @contextmanager
     def per_sample(self, names: Sequence[Optional[str]]):
         """Run batches whose images use different tunings.
+
+        After an error the bank is what it was.
 
         Args:
             names (Sequence[str | None]): The tuning of each image of the
@@ -173,8 +179,9 @@ class TuningBank:
             TypeError: If ``names`` is a string.
             ValueError: If there are no names, the model is in training mode
                 or was moved, or a module that stands in is no head; where
-                the model runs, if the batch cannot be told from the other
-                dimensions at a layer where the tunings differ.
+                the model runs, if there is not a name for each image, or the
+                batch cannot be told from the other dimensions at a layer
+                where the tunings differ.
         """
         if isinstance(names, str):
             raise TypeError(f'per_sample takes a name for each image, not the '
@@ -188,10 +195,18 @@ class TuningBank:
                              'for inference; call eval() first')
         before = self._active
         self._install(names)
+        with self._back_to(before):
+            yield self
+
+    @contextmanager
+    def _back_to(self, state):
+        """At the end, have what ``state`` says."""
+        self._awaited.append(state)
         try:
             yield self
         finally:
-            self._install(before)
+            self._awaited.remove(state)
+            self._install(state)
 
     def _get(self, name: str) -> LoadedTuning:
         if name not in self._tunings:
@@ -204,19 +219,33 @@ class TuningBank:
         return first.device, first.dtype
 
     def _install(self, state) -> None:
-        """Bring the base back, then what ``state`` asks for."""
-        names = state if isinstance(state, tuple) else (state, )
-        tunings = {n: self._get(n) for n in names if n is not None}
+        """Have what ``state`` asks for; after an error, what there was."""
+        for name in _names(state):
+            self._get(name)
         if self._device_and_type() != self._place:
             raise ValueError(
                 f'the model was on {self._place} and is on '
                 f'{self._device_and_type()}; move it before a bank is made of '
                 'it')
+        before = self._active
+        try:
+            self._put_in(state)
+        except BaseException:
+            self._put_in(before)
+            raise
+
+    def _put_in(self, state) -> None:
+        """Bring the base back, then what ``state`` asks for."""
         self._undo.close()
         self._active = None
+        tunings = {name: self._get(name) for name in _names(state)}
+        for tuning in tunings.values():
+            tuning.eval()  # the model's eval() does not reach it outside
         with ExitStack() as stack:
-            if len(set(names)) > 1:
-                route_batch(stack, self._modules, names, tunings)
+            if isinstance(state, tuple):
+                check_number_of_images(stack, self._modules, state)
+            if isinstance(state, tuple) and len(set(state)) > 1:
+                route_batch(stack, self._modules, state, tunings)
             elif tunings:
                 self._switch(stack, *tunings.values())
             self._undo = stack.pop_all()
@@ -242,3 +271,9 @@ class TuningBank:
         meta = tuning.metadata['info'].get('dataset_meta')
         if isinstance(meta, dict):
             put(stack, vars(self.model), 'dataset_meta', meta)
+
+
+def _names(state) -> List[str]:
+    """The tunings of what can be active: of one, of each image, of none."""
+    names = state if isinstance(state, tuple) else (state, )
+    return [name for name in names if name is not None]

@@ -15,6 +15,7 @@ import functools
 import os
 import pickle
 import re
+import struct
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable
@@ -90,7 +91,8 @@ def _statistics_method(owner, name: str) -> Callable:
     """
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current',
                                                   'mean'):
-        raise pickle.UnpicklingError(f'getattr({owner!r:.40}, {name!r:.40})')
+        raise pickle.UnpicklingError(
+            f'GLOBAL builtins.getattr of {owner!r:.40}, {name!r:.40}')
     return getattr(HistoryBuffer, name)
 
 
@@ -126,30 +128,47 @@ def weights_only():
             os.environ[FORCE_WEIGHTS_ONLY] = before
 
 
+def _is_allowed() -> bool:
+    return _is_pickle_allowed or os.environ.get(FORCE_PICKLE) == '1'
+
+
 def _guarded(load: Callable) -> Callable:
     """``load`` of mmengine, unpickling only what is harmless or allowed."""
 
     @functools.wraps(load)
     def load_guarded(filename, map_location=None, **kwargs):
-        if _is_pickle_allowed or os.environ.get(FORCE_PICKLE) == '1':
-            print_log(f'{filename} is unpickled, which runs what is in it: '
-                      'pickles are allowed', 'current')
-            return load(filename, map_location=map_location, **kwargs)
         try:
+            if _is_allowed():
+                print_log(f'{filename} is unpickled, which runs what is in '
+                          'it: pickles are allowed', 'current')
+                return load(filename, map_location=map_location, **kwargs)
             with weights_only():
                 return load(filename, map_location=map_location, **kwargs)
-        except pickle.UnpicklingError as error:
-            named = re.search(r'GLOBAL (\S+)', str(error))
-            raise ValueError(
-                f'{filename} is no checkpoint of tensors and plain values '
-                'alone: ' + (f'it names {named.group(1)}' if named else
-                             f'{error!s:.200}') +
-                '. Unpickling it would run what is in it. If you trust where '
-                'it comes from, allow that with --allow-pickle, or '
-                'allow_pickle=True in the config; better, ask for a '
-                'safetensors file') from error
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            if 'Attempting to deserialize' in str(error):
+                raise  # on a device that is not here
+            raise _refusal(filename, error) from error
 
     return load_guarded
+
+
+def _refusal(filename, error: Exception) -> ValueError:
+    """What to say of a file that torch does not load."""
+    reason = str(error).rpartition('WeightsUnpickler error:')[2].strip()
+    named = re.search(r'GLOBAL (\S+)', reason)
+    # The opcode that pickles of protocol 4 and later begin with.
+    is_newer = reason.startswith('Unsupported operand 149')
+    if _is_allowed() or not (named or is_newer):
+        reason = re.split(r'\. |\n', reason)[0] or type(error).__name__
+        return ValueError(f'{filename} is damaged or no checkpoint '
+                          f'({reason:.200}). Take an intact copy')
+    return ValueError(
+        f'{filename} is no checkpoint of tensors and plain values alone: it ' +
+        (f'names {named.group(1)}' if named else
+         'names types in the way of pickle protocol 4, which is not read') +
+        '. Unpickling it would run what is in it. If you trust where it comes '
+        'from, allow that with --allow-pickle, or allow_pickle=True in the '
+        'config; better, ask for a safetensors file')
 
 
 def load_from_local(filename, map_location=None):
@@ -157,15 +176,26 @@ def load_from_local(filename, map_location=None):
 
     Raises:
         FileNotFoundError: If there is no such file.
+        OSError: If it cannot be opened.
+        pickle.UnpicklingError: If its content is none that can be loaded;
+            for some, torch raises EOFError or RuntimeError.
     """
     filename = os.path.expanduser(filename)
     if not os.path.isfile(filename):
         raise FileNotFoundError(f'{filename} can not be found.')
-    return torch.load(
-        filename,
-        map_location=map_location,
-        weights_only=not (_is_pickle_allowed
-                          or os.environ.get(FORCE_PICKLE) == '1'))
+    is_allowed = _is_allowed()
+    # Unpickling may raise anything; reading tensors alone, what torch's
+    # reader stumbles over.
+    faults = (OSError, ) if is_allowed else (
+        ArithmeticError, AssertionError, AttributeError, LookupError, OSError,
+        TypeError, ValueError, struct.error)
+    with open(filename, 'rb') as file:
+        try:
+            return torch.load(
+                file, map_location=map_location, weights_only=not is_allowed)
+        except faults as error:
+            raise pickle.UnpicklingError(
+                f'{type(error).__name__}: {error}') from error
 
 
 for _prefixes, _load in {

@@ -14,7 +14,7 @@ from ..tuners import Tuner
 from .atomic import write_atomically
 from .merge import merge_tuning
 from .tuned_checkpoint import load_tuned, save_tuned
-from .tuned_file import file_classes, read_tuned
+from .tuned_file import file_classes, plain_metainfo, read_tuned
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -57,10 +57,9 @@ def extract(cfg: Config, checkpoint: str, out) -> Path:
             'trained with')
     model.load_state_dict(state)
     meta = loaded.get('meta') or {}
-    dataset_meta = meta.get('dataset_meta') or {}
     info = {key: meta[key] for key in ('epoch', 'iter') if key in meta}
-    if 'classes' in dataset_meta:
-        info['dataset_meta'] = dict(classes=list(dataset_meta['classes']))
+    if meta.get('dataset_meta'):
+        info['dataset_meta'] = plain_metainfo(meta['dataset_meta'])
     return save_tuned(model, out, **info)
 
 

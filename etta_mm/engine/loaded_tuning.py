@@ -34,10 +34,18 @@ class LoadedTuning:
     def num_bytes(self) -> int:
         """Its memory: every tensor once."""
         found = [t for own in self.tensors.values() for t in own.values()]
-        for module in (*(tuners for _, tuners in self.sublayers.values()),
-                       *self.modules.values()):
+        for module in self._own_modules():
             found += [*module.parameters(), *module.buffers()]
         return sum(t.nbytes for t in {id(t): t for t in found}.values())
+
+    def eval(self) -> None:
+        """Put its tuners, and the modules that stand in, into eval."""
+        for module in self._own_modules():
+            module.eval()
+
+    def _own_modules(self) -> Iterator[nn.Module]:
+        yield from (tuners for _, tuners in self.sublayers.values())
+        yield from self.modules.values()
 
     def stands_in(self, name: str) -> bool:
         """Whether the module of that name lies in one that was replaced."""

@@ -4,7 +4,7 @@ from typing import Dict, Iterable, List, Optional, Sequence
 
 from mmcv.ops import MultiScaleDeformableAttention
 from mmengine.model import BaseModel
-from torch import nn
+from torch import Tensor, nn
 
 from ..layers.plan import TUNED_CLASSES
 from ..layers.routed import UNITS, route_tensors, route_tuners, route_unit
@@ -58,6 +58,44 @@ def route_batch(stack: ExitStack, modules: Dict[str, nn.Module],
             {n: t.modules[path]
              for n, t in tunings.items() if path in t.modules}, routing, path
             or 'the model')
+
+
+def check_number_of_images(stack: ExitStack, modules: Dict[str, nn.Module],
+                           names: Sequence[Optional[str]]) -> None:
+    """Refuse a batch of another number of images when the model is called.
+
+    Where all images use one tuning no layer needs the number, and none would
+    notice.
+
+    Args:
+        stack (ExitStack): Closing it ends that.
+        modules (dict): The modules of the base by name.
+        names (Sequence[str | None]): The tuning of each image.
+    """
+    batch_first = isinstance(modules[''], BaseModel) or _batch_first(modules)
+
+    def check(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        inputs = args[0] if args else kwargs.get('inputs')
+        if isinstance(inputs, Tensor):
+            # (bs, c, h, w), or (a, b, d) with the layout of the attentions
+            if batch_first or inputs.dim() > 3:
+                sizes = inputs.shape[:1]
+            elif batch_first is False and inputs.dim() == 3:
+                sizes = inputs.shape[1:2]
+            else:
+                sizes = inputs.shape[:2]
+        elif isinstance(inputs, (list, tuple)):
+            sizes = [len(inputs)]
+        else:
+            return
+        if len(names) not in sizes:
+            raise ValueError(
+                f'{type(module).__name__} is given a batch of '
+                f'{" or ".join(map(str, sizes))} images, and per_sample a '
+                f'tuning for {len(names)}; give one name for each image')
+
+    hook = modules[''].register_forward_pre_hook(check, with_kwargs=True)
+    stack.callback(hook.remove)
 
 
 def _batch_first(modules: Dict[str, nn.Module]) -> Optional[bool]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Dict, Optional, Sequence
 
 import mmcv
+import mmdet
 import mmengine
+import mmpretrain
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -126,7 +128,9 @@ def save_tuned(model: nn.Module,
                 etta_mm=__version__,
                 torch=torch.__version__,
                 mmcv=mmcv.__version__,
-                mmengine=mmengine.__version__),
+                mmengine=mmengine.__version__,
+                mmdet=mmdet.__version__,
+                mmpretrain=mmpretrain.__version__),
             info=info))
 
 
@@ -183,10 +187,21 @@ def load_tuned(model: nn.Module,
         # Only now is it known what is no part of the base.
         check_base(model, list(tensors), metadata, path)
         state = model.state_dict(keep_vars=True)
-        with torch.no_grad():
-            for key, tensor in tensors.items():
-                state[key].copy_(tensor)
+        _copy_all(tensors, {key: state[key] for key in tensors})
     return metadata
+
+
+@torch.no_grad()
+def _copy_all(tensors: Dict[str, Tensor], into: Dict[str, Tensor]) -> None:
+    """Copy all of ``tensors``, or after an interruption none."""
+    before = {key: tensor.clone() for key, tensor in into.items()}
+    try:
+        for key, tensor in tensors.items():
+            into[key].copy_(tensor)
+    except BaseException:
+        for key, tensor in before.items():
+            into[key].copy_(tensor)
+        raise
 
 
 def _apply_without_memory(module: nn.Module, tuning: dict, path) -> None:

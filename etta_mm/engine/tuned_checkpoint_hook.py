@@ -1,5 +1,4 @@
 """Tuned checkpoints beside mmengine's."""
-import json
 from pathlib import Path
 
 from mmengine.dist import is_main_process
@@ -9,6 +8,7 @@ from mmengine.registry import HOOKS
 
 from .training_state import save_training_state, state_path
 from .tuned_checkpoint import read_metadata, save_tuned, tuned_state_dict
+from .tuned_file import plain_metainfo
 
 
 @HOOKS.register_module()
@@ -112,7 +112,7 @@ class TunedCheckpointHook(Hook):
                     is_last=key == 'last_ckpt',
                     epoch=epoch,
                     iter=iteration,
-                    dataset_meta=_plain(
+                    dataset_meta=plain_metainfo(
                         getattr(runner.train_dataloader.dataset, 'metainfo',
                                 {})))
                 self._written[full] = Path(full).with_suffix('.safetensors')
@@ -129,16 +129,3 @@ class TunedCheckpointHook(Hook):
             save_training_state(
                 state_path(path), self._saved, list(tuned_state_dict(model)),
                 read_metadata(path)['tensors_fingerprint'])
-
-
-def _plain(metainfo: dict) -> dict:
-    """The part of a data set's metainfo that JSON can hold."""
-    plain = {}
-    for key, value in metainfo.items():
-        if isinstance(value, (str, int, float, list, tuple)):
-            try:
-                json.dumps(value)
-            except TypeError:
-                continue
-            plain[key] = value
-    return plain

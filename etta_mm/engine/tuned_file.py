@@ -231,3 +231,20 @@ def file_classes(metadata: dict):
     """
     meta = metadata['info'].get('dataset_meta')
     return meta.get('classes') if isinstance(meta, dict) else None
+
+
+def plain_metainfo(metainfo: dict) -> dict:
+    """The part of a data set's metainfo that JSON can hold.
+
+    Args:
+        metainfo (dict): Of the data set, or of a checkpoint trained on it.
+    """
+    plain = {}
+    for key, value in metainfo.items():
+        if isinstance(value, (str, int, float, list, tuple)):
+            try:
+                json.dumps(value)
+            except TypeError:
+                continue
+            plain[key] = value
+    return plain

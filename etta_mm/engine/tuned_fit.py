@@ -1,4 +1,5 @@
 """Whether a tuned checkpoint fits a model, and what differs if not."""
+import math
 import re
 from typing import Dict, List, Optional, Sequence
 
@@ -6,6 +7,11 @@ from torch import Tensor, nn
 
 from .fingerprint import SHORT, base_hashes, fingerprint_of_version_1, fold
 from .tuned_file import file_classes
+
+#: Of the patterns in a file: how many, how long, and with how many choices.
+MAX_PATTERNS, MAX_LENGTH, MAX_CHOICES = 32, 1000, 8
+NAME_LENGTH = 50
+MAX_WAYS = 4 * NAME_LENGTH**4
 
 
 def check_classes(model: nn.Module, metadata: dict,
@@ -141,26 +147,46 @@ def _differences(ours: Dict[str, str], theirs: Dict[str, str]) -> str:
 def check_patterns(tuning: dict, path) -> None:
     """Refuse regular expressions of a file that may take forever.
 
-    A repeated group may need exponential time, many repetitions a high power
-    of the length of a name.
+    A repeated group may need exponential time, and so do many choices, each
+    of which doubles the ways through a pattern; a repetition takes as many
+    ways as a name has letters. All patterns together get a limit of them.
 
     Args:
         tuning (dict): The tuning that the file asks for.
         path (str | Path): The file.
 
     Raises:
-        ValueError: If a pattern is too long, repeats a group, or repeats more
-            than four times.
+        ValueError: If there are too many patterns, or one is too long,
+            repeats a group, or has too many repetitions or choices.
     """
     patterns = [*tuning['train'], *tuning['where']]
     for cfg in tuning['ffn'] + tuning['attn']:
         patterns += cfg.get('where', [])
+    if len(patterns) > MAX_PATTERNS:
+        raise ValueError(
+            f'the tuning of {path} has {len(patterns)} patterns; from a file, '
+            f'at most {MAX_PATTERNS} are taken. If you trust it, tune the '
+            'model with apply_tuning first')
+    ways = 0
     for pattern in patterns:
-        plain = re.sub(r'\\.', '', pattern)
-        if len(pattern) > 1000 or re.search(
-                r'\)[*+{]', plain) or len(re.findall(r'[*+{]', plain)) > 4:
+        ways += _ways(pattern)
+        if ways > MAX_WAYS:
             raise ValueError(
-                f'the tuning of {path} has the pattern {pattern:.60}, which '
-                'may take forever; from a file, at most four repetitions and '
-                'none of a group are taken. If you trust it, tune the model '
-                'with apply_tuning first')
+                f'the tuning of {path} has the pattern {pattern[:60]!r}, which '
+                'may take forever; from a file, at most four repetitions (* + '
+                f'{{) and {MAX_CHOICES} choices (? |), fewer where both are or '
+                'other patterns have many, and no repetition of a group are '
+                'taken. If you trust it, tune the model with apply_tuning '
+                'first')
+
+
+def _ways(pattern: str) -> float:
+    """In how many ways a pattern can meet a name at most; infinity where its
+    form says nothing about that."""
+    plain = re.sub(r'\\.', '_', pattern, flags=re.DOTALL).replace('(?:', '(')
+    choices = len(re.findall(r'[?|]', plain))
+    # A comment or the flag x would part a group from its repetition.
+    if (len(pattern) > MAX_LENGTH or choices > MAX_CHOICES
+            or re.search(r'\)[*+{]|\(\?(#|[\w-]*x)', plain)):
+        return math.inf
+    return 2**choices * NAME_LENGTH**len(re.findall(r'[*+{]', plain))

@@ -24,6 +24,7 @@ from mmengine.model import BaseModel, ModuleDict
 from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
 from torch import Tensor, nn
 
+from ..tuners import LoRA, ParallelAdapter, ScaledPrefix, SerialAdapter
 from .routing import Routing
 
 _MISSING = object()
@@ -71,9 +72,9 @@ class RoutedSublayer(Routed):
                 put(stack, self._modules, 'tuners', tuners)
             yield
 
-    def _route(self, method: Callable, inputs: tuple, dim, *keys: str):
+    def _route(self, method: Callable, inputs: tuple, dim, *kinds: type):
         """Call ``method`` of the sublayer with each tuning's tuners, if any
-        tuning has one whose name starts with one of ``keys``."""
+        tuning has one of ``kinds``."""
 
         def call(*inputs):
             with self._tuned():
@@ -82,8 +83,9 @@ class RoutedSublayer(Routed):
         if self.routing.is_inside:
             return call(*inputs)
         if not any(
-                key.startswith(keys) for tuners in self.tuner_routes.values()
-                for key in tuners):
+                isinstance(tuner, kinds)
+                for tuners in self.tuner_routes.values()
+                for tuner in tuners.values()):
             return method(*inputs)
         if dim is None:
             dim = self.routing.batch_dim(inputs[0], self.where,
@@ -92,16 +94,16 @@ class RoutedSublayer(Routed):
                                   self.where)
 
     def adapt(self, x: Tensor, h: Tensor) -> Tensor:
-        return self._route(super().adapt, (x, h), None, 'parallel_', 'serial_',
-                           'lora')
+        return self._route(super().adapt, (x, h), None, ParallelAdapter,
+                           SerialAdapter, LoRA)
 
     def add_prefix(self, x: Tensor, h: Tensor) -> Tensor:
-        return self._route(super().add_prefix, (x, h), None, 'prefix')
+        return self._route(super().add_prefix, (x, h), None, ScaledPrefix)
 
     def _lora(self, name: str, x: Tensor, projected: Tensor) -> Tensor:
         method = super()._lora
         return self._route(lambda x, projected: method(name, x, projected),
-                           (x, projected), 0, f'lora_{name}')
+                           (x, projected), 0, LoRA)
 
     def attend(self, q, k, v, mask, dropout, scale=None) -> Tensor:
         method = super().attend
@@ -111,7 +113,7 @@ class RoutedSublayer(Routed):
         def attend(q, k, v, *masks):
             return method(q, k, v, masks[0] if masks else mask, dropout, scale)
 
-        return self._route(attend, (q, k, v, *masks), 0, 'prefix')
+        return self._route(attend, (q, k, v, *masks), 0, ScaledPrefix)
 
 
 class RoutedLayer(Routed):

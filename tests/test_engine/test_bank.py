@@ -10,7 +10,7 @@ from hosts import (CLASSES, DIMS, HEADS, HIDDEN, HOSTS, MMDET, MMPRETRAIN,
                    classifier_config, prepare)
 from mmcv.cnn.bricks.transformer import FFN, MultiheadAttention
 from mmdet.testing import demo_mm_inputs
-from mmengine.registry import DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from mmpretrain.structures import DataSample
 from safetensors.torch import load_file
@@ -22,6 +22,7 @@ from etta_mm import (TuningBank, apply_tuning, load_tuned, save_tuned,
 from etta_mm.engine import bank as bank_module
 from etta_mm.engine import loaded_tuning
 from etta_mm.layers.routing import Routing
+from etta_mm.tuners import LoRA, ParallelAdapter, ScaledPrefix
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 # It rounds by the size of the batch, with a single tuning as much (2.3e-5).
@@ -425,6 +426,46 @@ class NotBatchFirst(nn.Module):
         return self.ffn(self.norm(self.attn(x, query_pos=x.flip(0))))
 
 
+@MODELS.register_module()
+class MyAdapter(ParallelAdapter):
+    """A tuner of a user, under a name of its own."""
+
+
+@MODELS.register_module()
+class MyPrefix(ScaledPrefix):
+    """Likewise."""
+
+
+@MODELS.register_module()
+class MyLoRA(LoRA):
+    """Likewise."""
+
+
+@pytest.mark.parametrize('tuning', [
+    dict(ffn=dict(type='MyAdapter', bottleneck_dims=5)),
+    dict(attn=dict(type='MyAdapter', bottleneck_dims=5)),
+    dict(attn=dict(type='MyPrefix', num_prefix=3)),
+    dict(attn=dict(type='MyLoRA', rank=2)),
+    dict(ffn=dict(type='MyLoRA', rank=2)),
+], ids=str)
+@pytest.mark.parametrize('host_name', ['detr', 'deformable'])
+def test_a_tuner_of_a_type_derived_from_ours_is_routed(host_name, tuning,
+                                                       tmp_path):
+    file = save_tuned(
+        tune(host_name, tuning, 3), tmp_path / 'derived.safetensors')
+    bank, data = TuningBank(base_of(host_name)), batch_of(host_name)
+    bank.load('derived', file)
+    with bank.per_sample(['derived', None] * 2):
+        mixed = run(bank.model, data)
+    base = run(bank.model, data)
+    with bank.use('derived'):
+        derived = run(bank.model, data)
+    assert_close(rows(mixed, 0, 4), rows(derived, 0, 4), **CLOSE)
+    assert_close(rows(mixed, 1, 4), rows(base, 1, 4), **CLOSE)
+    with pytest.raises(AssertionError):
+        assert_close(rows(derived, 0, 4), rows(base, 0, 4), **CLOSE)
+
+
 # As many images as queries: no shape tells which is which.
 @pytest.mark.parametrize('num_queries', [9, 4])
 def test_images_are_told_from_queries_by_the_layout(num_queries, tmp_path):
@@ -444,8 +485,10 @@ def test_images_are_told_from_queries_by_the_layout(num_queries, tmp_path):
 
 
 # -------------------------------------------------------------------- refusal
-@pytest.mark.parametrize('names', [NAMES[:3], (*NAMES, None)])
-@pytest.mark.parametrize('host_name', MAIN)
+@pytest.mark.parametrize('names', [
+    NAMES[:3], (*NAMES, None), ('loras', ) * 2, ('loras', ), (None, ) * 5
+])
+@pytest.mark.parametrize('host_name', (*MAIN, 'layers'))
 def test_a_batch_of_another_size_is_refused(host_name, names, files):
     bank = filled(host_name, files)
     with bank.per_sample(names), pytest.raises(
@@ -584,6 +627,70 @@ def test_what_is_in_use_is_not_removed(files):
         bank.remove('loras')
     bank.remove('loras')
     assert bank.names == ('adapters', )
+
+
+def test_what_the_end_of_a_with_brings_back_is_not_removed(files):
+    bank = filled('detr', files)
+    bank.use('loras')
+    with bank.use('adapters'):
+        with bank.per_sample([None, None]), pytest.raises(
+                ValueError, match="'loras'.*at its end"):
+            bank.remove('loras')
+        with pytest.raises(ValueError, match='in use'):
+            bank.remove('adapters')
+    assert bank.active == 'loras'
+    bank.use('adapters')  # not in a with: nothing brings 'loras' back
+    bank.remove('loras')
+
+
+def no_head_in_one_batch(bank):
+    with bank.per_sample(['no head', None]):
+        pass
+
+
+def not_to_be_put_in(bank):
+    # As if a module had gone since.
+    bank._tunings['loras'].sublayers['gone'] = None
+    bank.use('loras')
+
+
+@pytest.mark.parametrize('before', [None, 'adapters', NAMES])
+@pytest.mark.parametrize('switch, error', [(no_head_in_one_batch, ValueError),
+                                           (not_to_be_put_in, TypeError)])
+def test_a_switch_that_fails_leaves_what_was_active(switch, error, before,
+                                                    files, tmp_path):
+    bank, data = filled('detr', files), batch_of('detr')
+    neck = copy.deepcopy(bank.model.neck)
+    tuned = tune('detr', dict(ADAPTERS, train=['neck']), 3)
+    bank.load('no head', save_tuned(tuned, tmp_path / 'a.safetensors'),
+              modules=dict(neck=neck))
+    bank._install(before)
+    output = run(bank.model, data)
+    with pytest.raises(error):
+        switch(bank)
+    assert bank.active == before
+    assert_close(run(bank.model, data), output, rtol=0, atol=0)
+
+
+def test_tunings_are_in_eval_whatever_the_model_was_before(tmp_path):
+    dropout = dict(type='ParallelAdapter', bottleneck_dims=5, dropout=0.5)
+    file = save_tuned(
+        tune('detr', dict(ffn=dropout), 3), tmp_path / 'd.safetensors')
+    bank, data = TuningBank(base_of('detr')), batch_of('detr')
+    bank.load('d', file)
+    bank.use('d')
+    output = run(bank.model, data)
+    bank.model.train()
+    bank.use(None)
+    bank.model.eval()
+    with bank.per_sample(['d', None] * 2):
+        assert_close(
+            rows(run(bank.model, data), 0, 4), rows(output, 0, 4), **CLOSE)
+    bank.model.train()
+    bank.model.eval()
+    bank.use('d')
+    assert not any(m.training for m in bank.model.modules())
+    assert_close(run(bank.model, data), output, rtol=0, atol=0)
 
 
 def test_training_mode_a_string_and_no_names_are_refused(files):

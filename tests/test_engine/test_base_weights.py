@@ -1,5 +1,7 @@
 """Base weights as safetensors, through mmengine's loaders."""
 import argparse
+import io
+import random
 
 import numpy as np
 import pytest
@@ -158,6 +160,78 @@ def test_what_mmengine_writes_is_loaded_without_unpickling(
     assert hub['runtime_info'] == dict(best=0.5, step=3)
     assert loaded['meta']['mean'].tolist() == [1, 1, 1]
     assert flags == [True]
+
+
+def half(data):
+    return data[:len(data) // 2]
+
+
+def torchscript(data):
+    with io.BytesIO() as buffer:
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), buffer)
+        return buffer.getvalue()
+
+
+DAMAGE = dict(
+    half=half,
+    empty=lambda data: b'',
+    beginning=lambda data: data[:5000],
+    end=lambda data: data[5000:],
+    last_byte=lambda data: data[:-1],
+    garbage=lambda data: b'<html>not found</html>',
+    zeros=lambda data: bytes(1000),
+    unicode=lambda data: data.replace(b'running_mean', b'running_mea\xff'),
+    torchscript=torchscript)
+
+
+# Where unpickling is allowed it may end in anything, but not with these.
+@pytest.mark.parametrize(
+    'damage, allowed', [(damage, False) for damage in DAMAGE] +
+    [(damage, True) for damage in ('half', 'empty', 'last_byte', 'garbage')])
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_damaged_checkpoint_is_one_message_that_says_so(
+        tmp_path, damage, zipped, allowed):
+    allow_pickle(allowed)
+    path = tmp_path / 'base.pth'
+    model = nn.ModuleList([nn.Linear(64, 64), tiny()])
+    torch.save(
+        dict(state_dict=model.state_dict()),
+        path,
+        _use_new_zipfile_serialization=zipped)
+    CheckpointLoader.load_checkpoint(str(path))
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    with pytest.raises(ValueError, match='base.pth is damaged.*intact') as it:
+        CheckpointLoader.load_checkpoint(str(path))
+    assert '--allow-pickle' not in str(it.value)
+    assert len(str(it.value)) < 400
+
+
+def test_whatever_bytes_are_changed_there_is_one_message_or_none(tmp_path):
+    path = tmp_path / 'base.pth'
+    rng = random.Random(0)
+    for i in range(200):
+        torch.save(
+            dict(state_dict=nn.Linear(2, 2).state_dict(), meta=np.ones(2)),
+            path,
+            _use_new_zipfile_serialization=bool(i % 2))
+        data = bytearray(path.read_bytes())
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(len(data) // 2)] ^= rng.randrange(1, 256)
+        path.write_bytes(data)
+        try:
+            CheckpointLoader.load_checkpoint(str(path))
+        except ValueError as error:
+            assert 'base.pth is' in str(error)
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path):
+    path = tmp_path / 'base.pth'
+    torch.save({}, path)
+    with pytest.raises(FileNotFoundError, match='base.pth'):
+        CheckpointLoader.load_checkpoint(str(path / 'more'))
+    with pytest.raises(OSError) as it:
+        CheckpointLoader.load_checkpoint(str(tmp_path / ('long' * 100)))
+    assert 'damaged' not in str(it.value)
 
 
 @pytest.mark.parametrize('protocol', [2, 4])

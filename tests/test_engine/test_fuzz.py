@@ -2,7 +2,9 @@
 import copy
 import hashlib
 import json
+import signal
 import struct
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -17,12 +19,19 @@ from safetensors.torch import load, save
 
 SEED = 0
 NUM_FILES = 10_000
+SECONDS = 20  # of one file, most of which take milliseconds
+NAME = 'a_sublayer_whose_name_is_as_long_as_names_grow_ffn'
 TUNING = dict(
     ffn=dict(type='ParallelAdapter', bottleneck_dims=2, where=r'ffn$'),
     train='head')
+#: Regular expressions; some would take forever.
+PATTERNS = ('.?' * 40 + '\n', '(.|..)' * 30 + '\n', '(.*)*x', '.*' * 9 + 'x',
+            '.?' * 8 + '.*' * 4 + '[^a]\n', '(?x)(.+) +\n', '.*.*.*.*[^a]\n',
+            '.?' * 8 + '[^a]\n', 'ffn', '.*ffn$', '(ffn|head)')
 #: What a value of the metadata may be replaced by.
 ODD = (None, True, -1, 0, 1.5, 10**9, 10**30, '', 'a', '(', [], ['a'], [[]],
-       {}, dict(a=1), dict(type='LoRA', rank=1), 'os.system', '\x00', '💥')
+       {}, dict(a=1), dict(type='LoRA', rank=1), 'os.system', '\x00', '💥',
+       *PATTERNS[:2], [PATTERNS[0]])
 
 
 class Tiny(BaseModule):
@@ -30,7 +39,7 @@ class Tiny(BaseModule):
 
     def __init__(self):
         super().__init__()
-        self.ffn = FFN(2, 2)
+        self.add_module(NAME, FFN(2, 2))
         self.norm = nn.BatchNorm1d(2)
         self.head = nn.Linear(2, 2)
 
@@ -82,6 +91,18 @@ def edit_metadata(data, rng):
     metadata = json.loads(header['etta_mm'])
     change(metadata, rng)
     return signed(load(bytes(data)), metadata, False)
+
+
+def edit_patterns(data, rng):
+    """Other regular expressions in the tuning, one or many."""
+    metadata, tensors = opened(data)
+    tuning = metadata['roots']['']['tuning']
+    place = (tuning, tuning['ffn'][0])[rng.integers(2)]
+    key = 'where' if place is not tuning or rng.random() < 0.5 else 'train'
+    place[key] = place.get(key, []) * int(rng.integers(2)) + [
+        str(p) for p in rng.choice(PATTERNS, rng.integers(1, 40))
+    ][:rng.choice([1, 2, 40])]
+    return signed(tensors, metadata, False)
 
 
 def swap(data, rng):
@@ -152,7 +173,23 @@ def change(tree, rng):
 
 
 MUTATIONS = (flip, truncate, insert, cut, repeat, edit_header, edit_metadata,
-             swap, edit_tensors)
+             edit_patterns, swap, edit_tensors)
+
+
+@contextmanager
+def time_limit(what):
+    """Fail where one file takes longer than ``SECONDS``."""
+
+    def stop(number, frame):
+        raise TimeoutError(f'{what} takes forever')
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def portrait(model):
@@ -197,13 +234,15 @@ def test_ten_thousand_broken_files_are_refused_and_change_nothing(
         which = int(rng.integers(2))
         model = starts[which]
         try:
-            load_tuned(model, broken)
+            with time_limit((i, mutate.__name__)):
+                load_tuned(model, broken)
         except ValueError:
             refused += 1
         else:  # a note was changed, by one who knows the checksum
             harmless += 1
             assert same(model.state_dict(), expected), (i, mutate.__name__)
-            assert mutate in (edit_metadata, edit_header, swap), i
+            assert mutate in (edit_metadata, edit_header, edit_patterns,
+                              swap), i
             starts[which] = model = restored(model, states[which], models,
                                              which)
         assert portrait(model) == portraits[which], (i, mutate.__name__)

@@ -8,6 +8,7 @@ import re
 import resource
 from pathlib import Path
 
+import mmdet
 import pytest
 import torch
 from hosts import HOSTS, output, train_steps
@@ -16,12 +17,14 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
 from etta_mm import load_tuned, save_tuned, tuned_state_dict
 from etta_mm.engine import atomic, read_metadata, tuned_checkpoint
 from etta_mm.engine.fingerprint import (fingerprint_of_version_1,
                                         tensors_fingerprint)
+from etta_mm.engine.tuned_fit import check_patterns
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = HOSTS['detr']
@@ -142,8 +145,10 @@ def test_metadata_says_what_was_tuned_and_with_what(path):
     assert root['tuning']['attn'][1] == dict(
         TUNING['attn'][1], where=['encoder'])
     assert root['tuning']['train'] == TUNING['train']
-    assert {'etta_mm', 'torch', 'mmcv', 'mmengine'} <= set(
-        metadata['versions'])
+    assert metadata['versions'].keys() == {
+        'etta_mm', 'torch', 'mmcv', 'mmengine', 'mmdet', 'mmpretrain'
+    }
+    assert metadata['versions']['mmdet'] == mmdet.__version__
     assert metadata['info'] == dict(note='three')
     assert metadata['format_version'] == 2
     assert metadata['base_hashes'].keys() == (
@@ -400,13 +405,49 @@ def test_metadata_of_wrong_types_or_values_is_refused(path, start, change):
     assert_refused(start(), path)
 
 
-@pytest.mark.parametrize('pattern', [
-    '(a+)+$', '(a|a)*$', '(.*)*x', '(a?){50}a', '.*.*.*.*.*.*.*x', 'a' * 2000
-])
-def test_a_pattern_that_may_take_forever_is_refused(path, pattern):
+@pytest.mark.parametrize('patterns', [
+    ['(a+)+$'], ['(a|a)*$'], ['(.*)*x'], ['(a?){50}a'],
+    ['.*.*.*.*.*.*.*x'], ['a' * 2000], ['.?' * 40 + '\n'],
+    ['(.|..)' * 30 + '\n'], [r'(\d?:)' * 9], ['.?' * 8 + '.*' * 4 + '\n'],
+    ['(?x)(a+) +$'], ['(?ix:(a+) +)$'], ['(a+)(?#)+$'], ['.*.*.*.*x'] * 5,
+    ['encoder'] * 33
+], ids=lambda patterns: repr(patterns[0][:20]))
+def test_patterns_that_may_take_forever_are_refused(path, patterns):
     rewrite(path, lambda t: None,
-            lambda m: m['roots']['']['tuning'].update(where=[pattern]))
-    assert_refused(copy.deepcopy(HOST.base()), path, 'forever')
+            lambda m: m['roots']['']['tuning'].update(where=patterns))
+    assert_refused(copy.deepcopy(HOST.base()), path, 'forever|at most 32')
+
+
+def patterns_of(value):
+    """Every regular expression below a part of a config."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key in ('where', 'train') and item is not None:
+                yield from [item] if isinstance(item, str) else item
+            yield from patterns_of(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from patterns_of(item)
+
+
+def test_the_patterns_of_every_config_are_taken_from_a_file():
+    found = set()
+    for path in sorted((ROOT / 'configs').rglob('*.py')):
+        if 'comparison' not in path.parts and '_base_' not in path.parts:
+            model = Config.fromfile(path).get('model') or {}
+            patterns = list(patterns_of(model.to_dict() if model else {}))
+            check_patterns(
+                dict(train=patterns, where=[], ffn=[], attn=[]), path)
+            found.update(patterns)
+    assert r'.*\.(bn\d|downsample\.1|gn|norms\.\d)\.(weight|bias)' in found
+
+
+@pytest.mark.parametrize('pattern', [
+    r'^encoder\.layers\.\d+\.', r'(?:en|de)coder\.layers\.(?:0|1|2)\.',
+    r'.*layers\.\d+.*attn\.(q|k|v)_proj.*', r'(?!bbox_head).*', r'(a)\d*'
+])
+def test_a_pattern_that_people_write_is_taken_from_a_file(pattern):
+    check_patterns(dict(train=[], where=[pattern], ffn=[], attn=[]), 'a file')
 
 
 def test_a_module_that_the_file_names_is_not_imported(path, tmp_path,
@@ -448,6 +489,33 @@ def test_a_file_of_version_1_is_read(trained, path, start):
     with torch.no_grad():
         model.decoder.layers[1].norms[0].weight[0] += 1e-3
     assert_refused(model, path, 'another base')
+
+
+class Interrupted(TorchFunctionMode):
+    """Ctrl-C at the n-th copy of a tensor."""
+
+    def __init__(self, when):
+        super().__init__()
+        self.left = when
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.copy_:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return func(*args, **(kwargs or {}))
+
+
+@EACH_START
+@pytest.mark.parametrize('when', [1, 2, 20])
+def test_an_interrupted_load_leaves_the_model_as_it_was(path, start, when):
+    model = start()
+    before = portrait(model)
+    with pytest.raises(KeyboardInterrupt), Interrupted(when):
+        load_tuned(model, path)
+    after = portrait(model)
+    assert after[:2] == before[:2]
+    assert_close(after[2], before[2], rtol=0, atol=0)
 
 
 def test_loading_never_unpickles(trained, path, monkeypatch):

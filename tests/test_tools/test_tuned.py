@@ -86,6 +86,17 @@ def test_extract_makes_the_file_that_training_writes(case):
     assert run('diff', out, case.tuned) == 0
 
 
+def test_extract_makes_the_file_that_a_training_has_written(trained,
+                                                            tmp_path):
+    config, work_dir, _ = trained
+    full, out = work_dir / 'epoch_1.pth', tmp_path / 'out.safetensors'
+    written = full.with_suffix('.safetensors')
+    info = read_metadata(written)['info']['dataset_meta']
+    assert {'classes', 'palette'} <= info.keys()
+    assert run('extract', config, full, out) == 0
+    assert run('diff', out, written) == 0
+
+
 def test_extract_refuses_a_base(case):
     message = run('extract', case.config, case.full.with_name('base.pth'),
                   case.out)
