@@ -273,6 +273,8 @@ def test_bad_input_gets_one_message(detector, classifier, images, tmp_path):
     empty.mkdir()
     (tmp_path / 'broken.mp4').write_bytes(b'no video')
     (tmp_path / 'text.txt').write_text('text')
+    unclosed = tmp_path / 'unclosed.py'
+    unclosed.write_text('model = dict(')
     image = images[0]
     for message, args in {
             'is no safetensors file': [image, config, '--tuned', base],
@@ -295,6 +297,13 @@ def test_bad_input_gets_one_message(detector, classifier, images, tmp_path):
             'tunes only backbone': [
                 image, config, '--tuned', classifier[1]
             ],
+            'error: this is no checkpoint of the base of ETDeformableDETR': [
+                image, config, *weights, '--base', classifier[2]
+            ],
+            'and 54 belong to nothing': [
+                image, config, '--checkpoint', classifier[2]
+            ],
+            "in line 1, 'model = dict('": [image, unclosed, *weights],
     }.items():
         assert message in error_of(*args), message
 
@@ -319,6 +328,21 @@ def test_the_tool_exports_what_onnxruntime_confirms(classifier, tmp_path,
     with pytest.raises(SystemExit, match='takes no padding masks'):
         load_tool('export_onnx').main(
             [config, '--tuned', tuned, '--out', str(out), '--masks'])
+
+
+@pytest.mark.parametrize('tool, args', [
+    ('export_onnx', lambda config, tuned, out:
+     [config, '--tuned', tuned, '--out', out, '--image-size', 32, 32]),
+    ('tuned', lambda config, tuned, out: ['apply', config, tuned, out]),
+], ids=['export_onnx', 'tuned'])
+def test_a_base_of_another_architecture_is_one_message(
+        tool, args, detector, classifier, tmp_path):
+    config, tuned, _ = detector
+    args = *args(config, tuned, tmp_path / 'out'), '--base', classifier[2]
+    with pytest.raises(SystemExit) as stop:
+        load_tool(tool).main([*map(str, args)])
+    assert str(stop.value).startswith(
+        f'{tool}.py: error: this is no checkpoint of the base of')
 
 
 def test_the_demo_documents_itself(capsys):
