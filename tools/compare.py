@@ -10,6 +10,7 @@ from pathlib import Path
 
 from etta_mm.comparison import (BusyError, Comparison, find_slots, read_plan,
                                 read_rows, write_report)
+from etta_mm.engine.user_error import exit_on_user_error
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,7 +48,7 @@ def main(argv=None) -> int:
     args = parse_args(argv)
     # So that a terminated comparison ends its runs, as an interrupted one does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
+    with exit_on_user_error(__file__):
         plan = read_plan(args.plan, ROOT, args.quick)
         out = ROOT / (args.out or f'docs/evidence/{plan.name}')
         if args.report_only:
@@ -61,8 +62,6 @@ def main(argv=None) -> int:
         comparison = Comparison(
             plan, ROOT, args.work_dir or f'work_dirs/compare/{plan.name}', out)
         slots = find_slots(args.jobs)
-    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
-        sys.exit(f'compare.py: error: {error.args[0]}')
     if args.dry_run:
         print('\n'.join(comparison.outline()))
         return 0

@@ -6,7 +6,6 @@ model is built without its numbers, so this needs no memory, weights or data.
 import argparse
 import json
 import os.path as osp
-import sys
 
 from mmengine.config import Config, DictAction
 
@@ -14,6 +13,7 @@ from etta_mm import count_parameters
 from etta_mm.data.file import check_file, check_folder_writable
 from etta_mm.engine import Budget, build_on_meta
 from etta_mm.engine.budget import WHOLES
+from etta_mm.engine.user_error import exit_on_user_error
 
 
 def parse_args(argv=None):
@@ -92,10 +92,8 @@ def count(args) -> dict:
 
 def main(argv=None):
     args = parse_args(argv)
-    try:
+    with exit_on_user_error(__file__):
         result = count(args)
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        sys.exit(f'count_parameters.py: error: {error.args[0]}')
     if args.out is not None:
         with open(args.out, 'w') as file:
             json.dump(result, file, indent=2)

@@ -3,12 +3,12 @@
 OUT_DIR/vis/ gets the pictures, OUT_DIR/preds/ the predictions as JSON.
 """
 import argparse
-import sys
 
 from etta_mm.data.file import check_file, check_folder_writable
 from etta_mm.engine.base_weights import allow_pickle
 from etta_mm.engine.inference import build_predictor, predict_files
 from etta_mm.engine.tuned_weights import tuned_weights
+from etta_mm.engine.user_error import exit_on_user_error
 
 
 def parse_args(argv=None):
@@ -58,10 +58,8 @@ def run(args) -> None:
 
 def main(argv=None):
     args = parse_args(argv)
-    try:
+    with exit_on_user_error(__file__):
         run(args)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'demo.py: error: {error}')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,5 @@
 """Export a model to ONNX: normalised images in, class scores or boxes out."""
 import argparse
-import sys
 from importlib.util import find_spec
 
 from mmengine.config import Config
@@ -10,6 +9,7 @@ from etta_mm.engine.base_weights import allow_pickle
 from etta_mm.engine.convert import build_tuned_model
 from etta_mm.engine.export import (export_onnx, export_program, exportable,
                                    image_size_of, onnx_difference)
+from etta_mm.engine.user_error import exit_on_user_error
 
 #: Of the outputs, between onnxruntime and PyTorch.
 TOLERANCE = 1e-4
@@ -68,10 +68,8 @@ def run(args) -> None:
 
 def main(argv=None):
     args = parse_args(argv)
-    try:
+    with exit_on_user_error(__file__):
         run(args)
-    except (FileNotFoundError, OSError, TypeError, ValueError) as error:
-        sys.exit(f'export_onnx.py: error: {error}')
 
 
 if __name__ == '__main__':

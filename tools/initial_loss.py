@@ -1,13 +1,13 @@
 """Write docs/evidence/initial_loss/: each tuner's loss at step 0."""
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from mmengine.config import Config
 
 from etta_mm.comparison import initial_loss_page, initial_losses
 from etta_mm.data.file import check_file
+from etta_mm.engine.user_error import exit_on_user_error
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTS = {
@@ -26,14 +26,12 @@ def main(argv=None):
         help='folder of README.md and results.json')
     args = parser.parse_args(argv)
     hosts = {}
-    try:
+    with exit_on_user_error(__file__):
         for host, name in HOSTS.items():
             cfg = Config.fromfile(ROOT / f'configs/glyphs/{name}.py')
             check_file(cfg.load_from, 'The base', 'It belongs to the checkout.')
             hosts[host] = initial_losses(cfg)
             print(host, 'done', flush=True)
-    except FileNotFoundError as error:
-        sys.exit(f'initial_loss.py: error: {error}')
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / 'results.json').write_text(json.dumps(hosts, indent=1) + '\n')
     (args.out / 'README.md').write_text(initial_loss_page(hosts))

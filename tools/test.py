@@ -1,10 +1,10 @@
 """Test a model, of detection or of classification, from config and checkpoint.
 """
 import argparse
-import sys
 
 from etta_mm.engine.launch import build_runner
 from etta_mm.engine.options import add_arguments, testing_config
+from etta_mm.engine.user_error import exit_on_user_error
 
 
 def parse_args(argv=None):
@@ -29,10 +29,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    try:
+    with exit_on_user_error(__file__):
         cfg = testing_config(args)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'test.py: error: {error}')
     build_runner(cfg).test()
 
 

@@ -1,9 +1,9 @@
 """Train a model, of detection or of classification, from a config."""
 import argparse
-import sys
 
 from etta_mm.engine.launch import build_runner
 from etta_mm.engine.options import add_arguments, training_config
+from etta_mm.engine.user_error import exit_on_user_error
 
 
 def parse_args(argv=None):
@@ -30,10 +30,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    try:
+    with exit_on_user_error(__file__):
         cfg = training_config(args)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'train.py: error: {error}')
     build_runner(cfg).train()
 
 

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from etta_mm.engine.base_weights import allow_pickle
 from etta_mm.engine.convert import (apply, description, differences, extract,
                                     merge)
+from etta_mm.engine.user_error import exit_on_user_error
 
 
 def parse_args(argv=None):
@@ -70,10 +71,8 @@ def run(args) -> int:
 
 def main(argv=None):
     args = parse_args(argv)
-    try:
+    with exit_on_user_error(__file__):
         sys.exit(run(args))
-    except (FileNotFoundError, KeyError, ValueError, OSError) as error:
-        sys.exit(f'tuned.py: error: {error}')
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ from torch import nn
 from ..tuners import Tuner
 from .base_weights import allow_pickle
 from .meta_model import build_on_meta
+from .user_error import is_ours, message
 
 
 def check_model(cfg: Config) -> None:
@@ -55,10 +56,5 @@ def _check_base(model: nn.Module, cfg: Config) -> None:
 
 def _raise_ours(error: Exception, what: str) -> None:
     """Raise ``error`` as a message if etta_mm raised it."""
-    trace = error.__traceback__
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace.tb_frame.f_globals['__name__'].startswith('etta_mm.'):
-        # A KeyError shows its message in quotation marks.
-        text = error.args[0] if error.args else error
-        raise ValueError(f'{what}: {text}') from error
+    if is_ours(error):
+        raise ValueError(f'{what}: {message(error)}') from error

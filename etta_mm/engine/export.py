@@ -3,7 +3,7 @@
 What they take are the modules of :mod:`.exportable`.
 """
 from pathlib import Path
-from typing import Dict, Tuple
+from typing import Dict, Optional, Tuple
 
 import torch
 from mmengine.config import Config
@@ -18,6 +18,9 @@ __all__ = [
     'image_size_of', 'onnx_difference'
 ]
 
+#: The ONNX operator set of the files, the highest that torch 2.11 writes; its
+#: own default is 20.
+OPSET = 23
 #: What protobuf can hold in one file, less what a graph needs; in bytes.
 MAX_ONNX_WEIGHTS = 1_900_000_000
 #: Names of the outputs, by their number.
@@ -102,7 +105,8 @@ def export_program(module: nn.Module,
 
 
 def export_onnx(program: torch.export.ExportedProgram, path) -> Path:
-    """Write an exported program as ONNX, for any number of images.
+    """Write an exported program as ONNX (:data:`OPSET`), for any number of
+    images.
 
     Its inputs are ``images`` and, if the program takes them, ``masks``; its
     outputs ``scores``, or ``boxes`` and ``logits``. Weights of more than
@@ -122,6 +126,10 @@ def export_onnx(program: torch.export.ExportedProgram, path) -> Path:
     onnx_program = torch.onnx.export(
         program,
         dynamo=True,
+        opset_version=OPSET,
+        custom_translation_table={
+            torch.ops.aten.scaled_dot_product_attention.default: _attention
+        },
         input_names=list(program.graph_signature.user_inputs),
         output_names=list(OUTPUT_NAMES[num_outputs]),
         # onnxscript 0.7.2 drops inputs of nodes that it merges (box
@@ -135,6 +143,29 @@ def export_onnx(program: torch.export.ExportedProgram, path) -> Path:
         onnx_program.save(str(path), external_data=True)
         return Path(path)
     return write_atomically(path, onnx_program.model_proto.SerializeToString())
+
+
+def _attention(query,
+               key,
+               value,
+               attn_mask=None,
+               dropout_p: float = 0.,
+               is_causal: bool = False,
+               scale: Optional[float] = None,
+               enable_gqa: bool = False):
+    """``scaled_dot_product_attention`` as ONNX's ``Attention``.
+
+    As torch's own translation, but a mask that is one for all queries, (bs,
+    heads, 1, num_keys), is expanded: ONNX allows it, onnxruntime 1.31.1 does
+    not.
+    """
+    from onnxscript import opset23 as op
+    if attn_mask is not None:
+        one = op.Constant(value_ints=[1])
+        num_queries = op.Shape(query, start=2, end=3)
+        attn_mask = op.Expand(attn_mask, op.Concat(num_queries, one, axis=0))
+    return op.Attention(
+        query, key, value, attn_mask, scale=scale, is_causal=is_causal)[0]
 
 
 def onnx_difference(module: nn.Module,

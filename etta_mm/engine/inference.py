@@ -19,8 +19,8 @@ from mmpretrain.apis import ImageClassificationInferencer
 from mmpretrain.visualization import UniversalVisualizer
 from rich.progress import track
 
-from .media import (VideoWriter, find_images, is_video, open_video, read_image,
-                    write_json_list)
+from .media import (DRAWN, PREDICTED, VideoWriter, check_targets, find_images,
+                    is_video, open_video, read_image, write_json_list)
 
 #: Smaller pictures are enlarged before a class is written on them, to this
 #: length of the short side in pixels.
@@ -180,8 +180,8 @@ def predict_files(predictor,
 
     Raises:
         FileNotFoundError: If there is no such source.
-        ValueError: If it holds nothing to predict, or an argument is out of
-            range.
+        ValueError: If it holds nothing to predict, what is drawn would be
+            written over it, or an argument is out of range.
     """
     source, out_dir = Path(source), Path(out_dir)
     if threshold is None:
@@ -196,6 +196,9 @@ def predict_files(predictor,
                               threshold), []
     files, unreadable, number = find_images(source, out_dir), [], 0
     folder = source if source.is_dir() else source.parent
+    drawn = {path: out_dir / DRAWN / path.relative_to(folder)
+             for path in files}
+    check_targets(files, drawn.values())
 
     def images() -> Iterator[Tuple[Path, np.ndarray]]:
         for path in track(files, 'Images'):
@@ -208,11 +211,9 @@ def predict_files(predictor,
     for batch in _batches(images(), batch_size):
         samples = predictor.predict([image for _, image in batch])
         for (path, image), sample in zip(batch, samples):
-            name = path.relative_to(folder)
             mmcv.imwrite(
-                predictor.draw(image, sample, threshold),
-                str(out_dir / 'vis' / name))
-            found = out_dir / 'preds' / f'{name}.json'
+                predictor.draw(image, sample, threshold), str(drawn[path]))
+            found = out_dir / PREDICTED / f'{path.relative_to(folder)}.json'
             found.parent.mkdir(parents=True, exist_ok=True)
             found.write_text(json.dumps(predictor.as_dict(sample)))
             number += 1
@@ -224,6 +225,8 @@ def predict_files(predictor,
 
 def _predict_video(predictor, source: Path, out_dir: Path, batch_size: int,
                    threshold: float) -> int:
+    drawn = out_dir / DRAWN / f'{source.stem}.mp4'
+    check_targets([source], [drawn])
     video = open_video(source)
 
     def predictions(writer: VideoWriter) -> Iterator[dict]:
@@ -233,9 +236,8 @@ def _predict_video(predictor, source: Path, out_dir: Path, batch_size: int,
                 writer.write(predictor.draw(frame, sample, threshold))
                 yield predictor.as_dict(sample)
 
-    drawn = out_dir / 'vis' / f'{source.stem}.mp4'
     with VideoWriter(drawn, video.fps) as writer:
-        number = write_json_list(out_dir / 'preds' / f'{source.name}.json',
+        number = write_json_list(out_dir / PREDICTED / f'{source.name}.json',
                                  predictions(writer))
     if not number:
         raise ValueError(f'{source} holds no frame that can be decoded')

@@ -1,16 +1,19 @@
 """Pictures and videos on disk: found, read and written."""
 import json
 from pathlib import Path
-from typing import Iterator, List, Optional
+from typing import Iterable, Iterator, List, Optional
 
 import cv2
 import mmcv
 import numpy as np
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.tif',
-                  '.tiff', '.webp')
+#: What OpenCV reads and, in colours, writes (so no ``.pgm``).
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff',
+                  '.webp')
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mkv', '.mov', '.webm', '.m4v', '.mpg',
                   '.mpeg')
+#: The folders below the one of the results.
+DRAWN, PREDICTED = 'vis', 'preds'
 #: Frames per second of a video that does not say.
 DEFAULT_FPS = 25
 
@@ -21,7 +24,8 @@ def find_images(source: Path, out_dir: Path) -> List[Path]:
     Args:
         source (Path): An image, or a folder that is searched with all that
             lies below it.
-        out_dir (Path): A folder that is left out, where results go.
+        out_dir (Path): The folder of the results. Where its ``vis/`` and
+            ``preds/`` lie below ``source``, they are left out.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
@@ -32,10 +36,13 @@ def find_images(source: Path, out_dir: Path) -> List[Path]:
                                 'give one that exists')
     kinds = ', '.join(IMAGE_SUFFIXES)
     if source.is_dir():
+        here = source.resolve()
+        results = {(out_dir / name).resolve() for name in (DRAWN, PREDICTED)}
+        results = {path for path in results if here in path.parents}
         found = sorted(
             path for path in source.rglob('*')
             if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-            and out_dir.resolve() not in path.resolve().parents)
+            and results.isdisjoint(path.resolve().parents))
         if not found:
             raise ValueError(f'the folder {source} holds no image ({kinds}); '
                              'give one that does')
@@ -45,6 +52,20 @@ def find_images(source: Path, out_dir: Path) -> List[Path]:
             f'{source} is neither a folder, nor an image ({kinds}), nor a '
             f'video ({", ".join(VIDEO_SUFFIXES)}), by its name')
     return [source]
+
+
+def check_targets(sources: Iterable[Path], targets: Iterable[Path]) -> None:
+    """Raise ``ValueError`` if a result would be written over a source.
+
+    Args:
+        sources (Iterable[Path]): What is read.
+        targets (Iterable[Path]): What is to be written.
+    """
+    read = {path.resolve() for path in sources}
+    for target in targets:
+        if target.resolve() in read:
+            raise ValueError(f'{target} is read, and what is drawn would be '
+                             'written over it; give another --out-dir')
 
 
 def is_video(source: Path) -> bool:

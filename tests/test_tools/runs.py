@@ -111,14 +111,29 @@ def run_tool(name: str,
     """
     tool = str(TOOLS / name)
     command = [sys.executable, tool] if name.endswith('.py') else [tool]
+    env['PATH'] = (
+        f'{bin_dir}:{Path(sys.executable).parent}:{os.environ["PATH"]}')
+    return _run([*command, *map(str, args)], cwd, env)
+
+
+def run_code(code: str, cwd: Path) -> subprocess.CompletedProcess:
+    """Run Python code in a process of its own.
+
+    Args:
+        code (str): The code.
+        cwd (Path): The folder it starts in.
+    """
+    return _run([sys.executable, '-c', code], cwd, {})
+
+
+def _run(command: list, cwd: Path, env: dict) -> subprocess.CompletedProcess:
     paths = [ROOT, Path(__file__).parent, os.environ.get('PYTHONPATH', '')]
     env = dict(
         os.environ,
-        PATH=f'{bin_dir}:{Path(sys.executable).parent}:{os.environ["PATH"]}',
         PYTHONPATH=':'.join(str(p) for p in paths if str(p)),
         OMP_NUM_THREADS='1',
         **env)
-    return subprocess.run([*command, *map(str, args)],
+    return subprocess.run(command,
                           cwd=cwd,
                           env=env,
                           capture_output=True,

@@ -1,5 +1,6 @@
 """Inference as users do it: inferencers, and tools/demo.py on real files."""
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 from mmpretrain.apis import ImageClassificationInferencer
 from runs import (ROOT, classification_config, detection_config,
-                  load_checkpoint, load_tool, save_base)
+                  load_checkpoint, load_tool, run_code, save_base)
 
 from etta_mm import load_tuned, save_tuned, tuned_weights
 from etta_mm.engine.convert import build_model
 from etta_mm.engine.inference import DetectionPredictor, build_predictor
 
 CLASSES = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ'
+#: The model of each snippet in docs/inference.md.
+SNIPPETS = ('detector', 'classifier', 'detector')
 NUM_FRAMES = 5
 FRAME_SIZE = (96, 64)  # width, height
 
@@ -129,6 +132,22 @@ def test_mmpretrains_inferencer_takes_them_alike(classifier, images):
     assert_states_equal(inferencer.model.state_dict(), state_of(*classifier))
     found, = inferencer(str(images[0]))
     assert found['pred_class'] == CLASSES[found['pred_label']]
+
+
+@pytest.mark.parametrize('number, name', enumerate(SNIPPETS))
+def test_the_snippets_of_the_docs_run_as_they_stand(
+        number, name, images, tmp_path, request):
+    blocks = re.findall(r'```python\n(.*?)```',
+                        (ROOT / 'docs/inference.md').read_text(), re.S)
+    assert len(blocks) == len(SNIPPETS)
+    config, tuned, _ = request.getfixturevalue(name)
+    shutil.copy(images[0], tmp_path / 'image.jpg')
+    shutil.copytree(images[0].parent, tmp_path / 'folder')
+    done = run_code(f'config, tuned = {config!r}, {tuned!r}\n{blocks[number]}',
+                    tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    if name == 'detector':
+        assert list((tmp_path / 'outputs/vis').iterdir())
 
 
 def test_a_base_elsewhere_can_be_named(detector, tmp_path):
@@ -265,6 +284,28 @@ def test_files_that_hold_no_image_are_named_and_passed_over(
     assert len(list((tmp_path / 'out/vis').iterdir())) == 1
 
 
+def test_a_source_that_would_be_written_over_stays_as_it_is(
+        detector, images, video, tmp_path):
+    config, tuned, _ = detector
+    drawn = tmp_path / 'vis'
+    drawn.mkdir()
+    sources = [Path(shutil.copy(path, drawn)) for path in (images[0], video)]
+    before = [path.read_bytes() for path in sources]
+    for source in (*sources, drawn):
+        assert 'written over' in error_of(source, config, '--tuned', tuned,
+                                          '--out-dir', tmp_path)
+    assert [path.read_bytes() for path in sources] == before
+    assert not (tmp_path / 'preds').exists()
+
+
+def test_a_folder_and_a_video_show_a_progress_bar(
+        classifier, images, video, tmp_path, capsys):
+    config, tuned, _ = classifier
+    for source, name in ((images[0].parent, 'Images'), (video, 'Frames')):
+        demo(source, config, '--tuned', tuned, '--out-dir', tmp_path)
+        assert re.search(f'{name} .*100%', capsys.readouterr().out)
+
+
 def test_bad_input_gets_one_message(detector, classifier, images, tmp_path):
     config, tuned, base = detector
     weights = ['--tuned', tuned, '--out-dir', tmp_path / 'out']
@@ -273,6 +314,8 @@ def test_bad_input_gets_one_message(detector, classifier, images, tmp_path):
     empty.mkdir()
     (tmp_path / 'broken.mp4').write_bytes(b'no video')
     (tmp_path / 'text.txt').write_text('text')
+    unclosed = tmp_path / 'unclosed.py'
+    unclosed.write_text('model = dict(')
     image = images[0]
     for message, args in {
             'is no safetensors file': [image, config, '--tuned', base],
@@ -295,6 +338,13 @@ def test_bad_input_gets_one_message(detector, classifier, images, tmp_path):
             'tunes only backbone': [
                 image, config, '--tuned', classifier[1]
             ],
+            'error: this is no checkpoint of the base of ETDeformableDETR': [
+                image, config, *weights, '--base', classifier[2]
+            ],
+            'and 54 belong to nothing': [
+                image, config, '--checkpoint', classifier[2]
+            ],
+            "in line 1, 'model = dict('": [image, unclosed, *weights],
     }.items():
         assert message in error_of(*args), message
 
@@ -319,6 +369,21 @@ def test_the_tool_exports_what_onnxruntime_confirms(classifier, tmp_path,
     with pytest.raises(SystemExit, match='takes no padding masks'):
         load_tool('export_onnx').main(
             [config, '--tuned', tuned, '--out', str(out), '--masks'])
+
+
+@pytest.mark.parametrize('tool, args', [
+    ('export_onnx', lambda config, tuned, out:
+     [config, '--tuned', tuned, '--out', out, '--image-size', 32, 32]),
+    ('tuned', lambda config, tuned, out: ['apply', config, tuned, out]),
+], ids=['export_onnx', 'tuned'])
+def test_a_base_of_another_architecture_is_one_message(
+        tool, args, detector, classifier, tmp_path):
+    config, tuned, _ = detector
+    args = *args(config, tuned, tmp_path / 'out'), '--base', classifier[2]
+    with pytest.raises(SystemExit) as stop:
+        load_tool(tool).main([*map(str, args)])
+    assert str(stop.value).startswith(
+        f'{tool}.py: error: this is no checkpoint of the base of')
 
 
 def test_the_demo_documents_itself(capsys):
