@@ -650,8 +650,8 @@ def no_head_in_one_batch(bank):
 
 def not_to_be_put_in(bank):
     # As if a module had gone since.
-    bank._tunings['loras'].sublayers['gone'] = None
-    bank.use('loras')
+    bank._tunings['no head'].sublayers['gone'] = None
+    bank.use('no head')
 
 
 @pytest.mark.parametrize('before', [None, 'adapters', NAMES])
