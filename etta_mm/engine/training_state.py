@@ -4,7 +4,8 @@
 ``epoch_3.train.safetensors`` what else mmengine's ``epoch_3.pth`` holds and the
 base does not: optimizer, schedulers, message hub, random generators, and of
 averaged weights the raw ones.
-It is safetensors: tensors by number, and the rest as JSON, no pickle.
+It is safetensors: tensors by number, and the rest as JSON, no pickle; a
+checksum of the JSON, and in it one of the tensors, tell damage.
 """
 import json
 import logging
@@ -18,11 +19,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .atomic import write_atomically
+from .fingerprint import tensors_fingerprint
 from .tuned_checkpoint import tuned_state_dict
-from .tuned_file import read_tensors
+from .tuned_file import checksum, read_tensors
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # 1 has no checksums
 STATE_KEY = 'etta_mm_training'
+CHECKSUM_KEY = 'etta_mm_training_sha256'
+#: What the Runner cannot resume without.
+NEEDED = ('meta', 'message_hub', 'optimizer')
 EMA_PREFIX = 'module.'  # of the averaged model in mmengine's EMAHook
 ARRAY_DTYPES = [
     np.dtype(kind) for kind in ('bool', 'uint8', 'uint16', 'uint32', 'int8',
@@ -62,12 +68,15 @@ def save_training_state(path, checkpoint: dict, tuned: List[str],
             if key in kept or not key.startswith(EMA_PREFIX)
         }
     tensors = {}
+    encoded = _encode(state, tensors, 'checkpoint')
     text = json.dumps(
         dict(
             version=STATE_VERSION,
             tuned_fingerprint=tuned_fingerprint,
-            checkpoint=_encode(state, tensors, 'checkpoint')))
-    return write_atomically(path, save(tensors, {STATE_KEY: text}))
+            tensors_fingerprint=tensors_fingerprint(tensors),
+            checkpoint=encoded))
+    header = {STATE_KEY: text, CHECKSUM_KEY: checksum(text)}
+    return write_atomically(path, save(tensors, header))
 
 
 def load_training_state(path, model: nn.Module,
@@ -94,17 +103,21 @@ def load_training_state(path, model: nn.Module,
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f'{path} is no training state; TunedCheckpointHook '
                          'writes it beside a tuned checkpoint') from error
-    if version != STATE_VERSION:
-        raise ValueError(f'{path} has version {version!r:.20}, and version '
-                         f'{STATE_VERSION} is read here; update etta_mm')
+    if type(version) is not int or version not in READABLE_VERSIONS:
+        raise ValueError(
+            f'{path} has version {version!r:.20}, and versions '
+            f'{", ".join(map(str, READABLE_VERSIONS))} are read here; update '
+            'etta_mm')
+    stated = header.get(CHECKSUM_KEY)
+    if (stated is not None or version > 1) and (
+            stated != checksum(header[STATE_KEY])
+            or data.get('tensors_fingerprint') != tensors_fingerprint(tensors)):
+        raise ValueError(f'{path} is not what was saved: a checksum differs. '
+                         'Take an intact copy')
     if belongs != tuned_fingerprint:
         raise ValueError(f'{path} does not belong to the tuned checkpoint '
                          'beside it: it was saved with other weights')
-    try:
-        checkpoint = _decode(encoded, tensors)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f'{path} is damaged: {error!r}. Take an intact '
-                         'copy') from error
+    checkpoint = _decode_checked(encoded, tensors, path)
     checkpoint['state_dict'] = {
         name: tensor.detach().clone()
         for name, tensor in model.state_dict().items()
@@ -114,12 +127,35 @@ def load_training_state(path, model: nn.Module,
     return checkpoint
 
 
+def _decode_checked(encoded, tensors: Dict[str, Tensor], path) -> dict:
+    """The checkpoint, a dict with what is needed."""
+    try:
+        checkpoint = _decode(encoded, tensors)
+    except (AssertionError, AttributeError, IndexError, KeyError,
+            OverflowError, RecursionError, RuntimeError, TypeError,
+            ValueError) as error:
+        raise ValueError(f'{path} is damaged: {error!r:.200}. Take an intact '
+                         'copy') from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'{path} is damaged: it holds no checkpoint but '
+                         f'{checkpoint!r:.60}. Take an intact copy')
+    wrong = [key for key in NEEDED if not isinstance(checkpoint.get(key), dict)]
+    if wrong:
+        raise ValueError(f'{path} is damaged: {wrong[0]} is no dict but '
+                         f'{checkpoint.get(wrong[0])!r:.60}. Take an intact '
+                         'copy')
+    return checkpoint
+
+
 def _complete_average(checkpoint: dict, model: nn.Module, path) -> None:
     """Add what is not trained, and so is its own average, and the other names
     of what is."""
     given = checkpoint['ema_state_dict']
     tuned = list(tuned_state_dict(model))
-    missing = [name for name in tuned if EMA_PREFIX + name not in given]
+    missing = [
+        name for name in tuned if not isinstance(given, dict)
+        or not isinstance(given.get(EMA_PREFIX + name), Tensor)
+    ]
     if missing:
         raise ValueError(f'{path} lacks the raw weights of {missing[:3]}; '
                          'take an intact copy')
@@ -203,5 +239,7 @@ def _decode(value, tensors: Dict[str, Tensor]):
     if kind == '$scalar':
         return content[()]
     if kind == '$history':
+        if not all(isinstance(array, np.ndarray) for array in content[:2]):
+            raise ValueError(f'a history of {content!r:.40}')
         return HistoryBuffer(*content)
     raise ValueError(f'unknown {kind!r:.20}')

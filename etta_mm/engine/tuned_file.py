@@ -49,7 +49,7 @@ def write_tuned(path, tensors: Dict[str, Tensor], metadata: dict) -> Path:
         **metadata,
         tensors_fingerprint=tensors_fingerprint(tensors))
     text = json.dumps(metadata)
-    header = {METADATA_KEY: text, CHECKSUM_KEY: _checksum(text)}
+    header = {METADATA_KEY: text, CHECKSUM_KEY: checksum(text)}
     return write_atomically(path, save(tensors, header))
 
 
@@ -150,7 +150,7 @@ def _read(path, with_tensors: bool):
             f'{__version__} reads versions '
             f'{", ".join(map(str, READABLE_VERSIONS))}; update etta_mm')
     stated = header.get(CHECKSUM_KEY)
-    if (stated is not None or version > 1) and stated != _checksum(
+    if (stated is not None or version > 1) and stated != checksum(
             header[METADATA_KEY]):
         raise ValueError(f'the metadata of {path} is not what was saved: its '
                          'checksum differs. Take an intact copy')
@@ -162,7 +162,12 @@ def _no_constant(name: str):
     raise ValueError(f'{name} is no JSON')
 
 
-def _checksum(text: str) -> str:
+def checksum(text: str) -> str:
+    """The SHA-256 of a text, for a header to hold beside it.
+
+    Args:
+        text (str): Any text.
+    """
     return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
 
 

@@ -1,5 +1,6 @@
 """A training that stopped and was resumed ends where it would have."""
 import itertools
+import json
 import os
 import random
 import resource
@@ -11,14 +12,17 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 from mmengine.runner import find_latest_checkpoint, load_checkpoint
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from trainer import base as save_the_base
 from trainer import config, train
 
 from etta_mm import load_tuned
 from etta_mm.engine import read_metadata
 from etta_mm.engine.launch import build_runner
-from etta_mm.engine.training_state import state_path
+from etta_mm.engine.training_state import (CHECKSUM_KEY, STATE_KEY,
+                                           load_training_state, state_path)
+from etta_mm.engine.tuned_file import checksum
 
 NUM_KILLS = 20
 EPOCHS = 4
@@ -161,6 +165,105 @@ def test_a_damaged_training_state_is_refused(base, tmp_path):
         state_path(path).write_bytes(damaged)
         with pytest.raises(ValueError, match='epoch_1.train.safetensors'):
             train(tmp_path / 'run', base, 2, resume=True, tuned_from=str(path))
+
+
+def test_a_training_state_with_a_flipped_bit_is_refused(base, tmp_path):
+    train(tmp_path / 'run', base, 1, custom_hooks=EMA)
+    path = tmp_path / 'run/epoch_1.safetensors'
+    whole = state_path(path).read_bytes()
+    end = 8 + int.from_bytes(whole[:8], 'little')
+    rng = random.Random(0)
+    places = [rng.randrange(8, end) for _ in range(100)]
+    places += [rng.randrange(end, len(whole)) for _ in range(20)]
+    runner = build_runner(config(tmp_path / 'other', base, 1))
+    fingerprint = read_metadata(path)['tensors_fingerprint']
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << rng.randrange(8)
+        state_path(path).write_bytes(damaged)
+        with pytest.raises(ValueError, match='epoch_1.train.safetensors'):
+            load_training_state(state_path(path), runner.model, fingerprint)
+
+
+def rewrite(path, change):
+    """Write a training state with other JSON, and a checksum that fits it."""
+    with safe_open(str(path), framework='pt') as file:
+        header = file.metadata()
+    data = json.loads(header[STATE_KEY])
+    change(data)
+    header = {STATE_KEY: json.dumps(data)}
+    if data['version'] > 1:
+        header[CHECKSUM_KEY] = checksum(header[STATE_KEY])
+    save_file(load_file(str(path)), str(path), header)
+
+
+def pairs(data):
+    return data['checkpoint']['$dict']
+
+
+def item(key, value):
+    return lambda data: pairs(data).append([key, value])
+
+
+MALFORMED = dict(
+    a_number=lambda data: data.update(checkpoint=5),
+    a_list=lambda data: data.update(checkpoint=[]),
+    nothing=lambda data: data.update(checkpoint={'$dict': []}),
+    no_optimizer=lambda data: data['checkpoint'].update(
+        {'$dict': [p for p in pairs(data) if p[0] != 'optimizer']}),
+    array_of_a_number=item('a', {'$array': [3, 'float32']}),
+    array_of_nothing=item('a', {'$array': []}),
+    array_of_another_type=item('a', {'$array': [{'$tensor': '0'}, 'O']}),
+    scalar=item('a', {'$scalar': 3}),
+    history=item('a', {'$history': [1, 2]}),
+    history_of_words=item('a', {'$history': ['a', 'b', 3]}),
+    unknown=item('a', {'$code': 'os.system'}),
+    two_kinds=item('a', {'$tuple': [], '$array': []}),
+    no_tensor=item('a', {'$tensor': '999'}),
+    tensor_by_a_list=item('a', {'$tensor': []}),
+    key=item({'$dict': []}, 3),
+    triple=lambda data: pairs(data).append([1, 2, 3]),
+    average=item('ema_state_dict', 3),
+    average_of_words=item('ema_state_dict', {'$dict': [['module.norm', 'a']]}))
+
+
+@pytest.fixture(scope='module')
+def state(tmp_path_factory):
+    """A training state, and what it is loaded with."""
+    folder = tmp_path_factory.mktemp('state')
+    runner = train(folder / 'run', save_the_base(folder), 1)
+    path = folder / 'run/epoch_1.safetensors'
+    return (state_path(path), runner.model,
+            read_metadata(path)['tensors_fingerprint'])
+
+
+@pytest.mark.parametrize('kind', MALFORMED)
+def test_a_malformed_training_state_is_refused(state, tmp_path, kind):
+    written, *rest = state
+    path = tmp_path / written.name
+    path.write_bytes(written.read_bytes())
+    load_training_state(path, *rest)
+    rewrite(path, MALFORMED[kind])
+    with pytest.raises(ValueError, match='epoch_1.train.safetensors'):
+        load_training_state(path, *rest)
+
+
+def test_a_training_state_of_version_1_is_read(state, tmp_path):
+    written, *rest = state
+    path = tmp_path / written.name
+    path.write_bytes(written.read_bytes())
+
+    def to_version_1(data):
+        data.update(version=1)
+        del data['tensors_fingerprint']
+
+    rewrite(path, to_version_1)
+    assert_equal(
+        load_training_state(path, *rest)['optimizer'],
+        load_training_state(written, *rest)['optimizer'], 'optimizer')
+    rewrite(path, lambda data: data.update(version=3))
+    with pytest.raises(ValueError, match='version 3.*update'):
+        load_training_state(path, *rest)
 
 
 # ------------------------------------------------------------------- killed
