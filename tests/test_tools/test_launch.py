@@ -16,6 +16,7 @@ import pytest
 import torch
 from runs import (ROOT, classification_config, detection_config,
                   load_checkpoint, load_tool, run_tool, save_base)
+from torch.testing import assert_close
 
 from etta_mm.engine import read_metadata
 from etta_mm.engine.launch import RANK_VARIABLES, init_gloo
@@ -135,6 +136,27 @@ def test_slurm_is_asked_for_what_the_environment_says(tool, given, tmp_path):
     assert found[13:14 + len(checkpoint)] == ['a.py', *checkpoint]
     assert sorted(found[14 + len(checkpoint):]) == sorted(
         ['--work-dir', 'here', '--launcher', 'slurm', '--amp'])
+
+
+def test_resuming_without_the_full_checkpoint_ends_with_the_same_weights(
+        trained, tmp_path):
+    config, work_dir, _ = trained
+    ends = []
+    for name in ('epoch_1.pth', 'epoch_1.safetensors'):
+        home = tmp_path / Path(name).suffix[1:]
+        shutil.copytree(work_dir, home)
+        if name != 'epoch_1.pth':
+            (home / 'epoch_1.pth').unlink()
+        torch.manual_seed(77)
+        load_tool('train').main([
+            str(config), '--work-dir', str(home), '--resume', str(home / name),
+            '--cfg-options', 'train_cfg.max_epochs=2',
+            f'load_from={config.parent / "base.pth"}'
+        ])
+        ends.append(load_checkpoint(home / 'epoch_2.pth')['state_dict'])
+    assert_close(ends[0], ends[1], rtol=0, atol=0)
+    start = load_checkpoint(work_dir / 'epoch_1.pth')['state_dict']
+    assert any(not torch.equal(start[key], ends[0][key]) for key in start)
 
 
 def test_resume_goes_on_from_the_latest_checkpoint(trained, tmp_path):
