@@ -68,7 +68,7 @@ def cut(data, rng):
 
 def repeat(data, rng):
     at, to = sorted(rng.integers(len(data), size=2))
-    return data[:to] + data[at:]
+    return data[:to + 1] + data[at:]
 
 
 def header_end(data) -> int:

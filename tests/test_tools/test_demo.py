@@ -170,10 +170,10 @@ def test_classes_come_from_the_config_where_the_file_has_none(
 def test_another_base_is_refused(detector, tmp_path):
     config, tuned, base = detector
     other = load_checkpoint(base)
-    other['state_dict']['query_embedding.weight'] += 1
+    other['state_dict']['backbone.conv1.weight'] += 1
     torch.save(other, tmp_path / 'other.pth')
     name = tuned_weights(config, tuned, str(tmp_path / 'other.pth'))
-    with pytest.raises(ValueError, match='query_embedding.weight'):
+    with pytest.raises(ValueError, match='backbone.conv1.weight'):
         CheckpointLoader.load_checkpoint(name)
 
 
