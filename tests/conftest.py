@@ -9,6 +9,7 @@ import mmpretrain.models  # noqa: F401
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
 
 import etta_mm  # noqa: F401
 
@@ -19,7 +20,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def quiet_and_seeded():
-    """A fixed seed for every test; only errors in mmengine's log."""
+    """A fixed seed for every test, only errors in mmengine's log, no scope."""
     torch.manual_seed(0)
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():
@@ -27,3 +28,4 @@ def quiet_and_seeded():
         yield
     logging.disable(logging.NOTSET)
     MMLogger._instance_dict.clear()
+    DefaultScope._instance_dict.clear()  # a Runner leaves its scope behind
