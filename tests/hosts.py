@@ -464,13 +464,17 @@ def output(model: nn.Module, batch: dict):
 def loss(model: nn.Module, batch: dict) -> Tensor:
     """The sum of the model's own losses."""
     data = prepare(model, batch, True)
-    losses = model(data['inputs'], data['data_samples'], mode='loss')
-    total = 0.
+    return total(model(data['inputs'], data['data_samples'], mode='loss'))
+
+
+def total(losses: dict) -> Tensor:
+    """The sum of all losses of a model."""
+    found = 0.
     for name, value in losses.items():
         if 'loss' in name:
             values = value if isinstance(value, list) else [value]
-            total = total + sum(v.mean() for v in values)
-    return total
+            found = found + sum(v.mean() for v in values)
+    return found
 
 
 def train_steps(model: nn.Module, batches: List[dict], lr: float = 1e-2):

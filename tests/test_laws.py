@@ -192,6 +192,25 @@ def test_a_batch_without_boxes_trains(etta):
     assert torch.isfinite(loss(model.train(), etta.batch))
 
 
+@pytest.mark.parametrize(
+    'num_boxes', [(2, 2), (2, 0), (0, 0)], ids='{0[0]}_and_{0[1]}_boxes'.format)
+def test_every_trained_parameter_gets_a_gradient(etta, num_boxes):
+    # So DDP never needs find_unused_parameters, whatever the images hold.
+    batch = etta.batch
+    if batch.keys() == detection_batch().keys() and isinstance(
+            batch['inputs'], list):
+        batch = detection_batch(num_boxes)
+    elif num_boxes != (2, 2):
+        pytest.skip('its batches have no boxes')
+    model = copy.deepcopy(etta.start).train()
+    loss(model, batch).backward()
+    without = [
+        name for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    ]
+    assert not without
+
+
 # ------------------------------------------------------- law 4: round trip
 def test_a_saved_and_loaded_model_has_the_same_output(tuned, tmp_path):
     path = save_tuned(tuned.trained, tmp_path / 'tuned.safetensors')

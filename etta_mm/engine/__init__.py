@@ -7,6 +7,8 @@ from .merge import merge_tuning
 from .meta_model import build_on_meta
 from .parameter_report_hook import ParameterReportHook
 from .parameters import ParameterReport, count_parameters
+from .sharded_model import ETFullyShardedDataParallel
+from .sharding import ETFSDPStrategy
 from .training_state_hook import TrainingStateHook
 from .tuned_checkpoint import (load_tuned, read_metadata, save_tuned,
                                tuned_state_dict)
@@ -14,7 +16,8 @@ from .tuned_checkpoint_hook import TunedCheckpointHook
 from .tuned_weights import tuned_weights
 
 __all__ = [
-    'AtomicCheckpointHook', 'Budget', 'FeatureCacheHook', 'ParameterReport',
+    'AtomicCheckpointHook', 'Budget', 'ETFSDPStrategy',
+    'ETFullyShardedDataParallel', 'FeatureCacheHook', 'ParameterReport',
     'ParameterReportHook', 'TrainingStateHook', 'TunedCheckpointHook',
     'TuningBank', 'build_on_meta', 'count_parameters', 'load_tuned',
     'merge_tuning', 'read_metadata', 'save_base', 'save_tuned',

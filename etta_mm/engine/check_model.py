@@ -8,6 +8,7 @@ from torch import nn
 
 from ..tuners import Tuner
 from .base_weights import allow_pickle
+from .check_strategy import check_strategy
 from .meta_model import build_on_meta
 from .user_error import is_ours, message
 
@@ -24,14 +25,16 @@ def check_model(cfg: Config) -> None:
         cfg (Config): The config of a run. It stays as it is.
 
     Raises:
-        ValueError: If the tuning, or the base, does not fit.
+        ValueError: If the tuning, the base or the strategy does not fit.
     """
     try:
         model = build_on_meta(cfg)
     except Exception as error:
         _raise_ours(error, 'model')
         return
-    if any(isinstance(module, Tuner) for module in model.modules()):
+    is_tuned = any(isinstance(module, Tuner) for module in model.modules())
+    check_strategy(cfg, is_tuned)
+    if is_tuned:
         _check_base(model, cfg)
 
 

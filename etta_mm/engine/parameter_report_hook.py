@@ -1,9 +1,9 @@
 """The parameter report in the training log."""
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from .parameters import count_parameters
+from .sharding import structure
 
 
 @HOOKS.register_module()
@@ -15,10 +15,7 @@ class ParameterReportHook(Hook):
     """
 
     def before_train(self, runner) -> None:
-        model = runner.model
-        if is_model_wrapper(model):
-            model = model.module
-        report = count_parameters(model)
+        report = count_parameters(structure(runner))
         if not report.trainable:
             raise ValueError('the model has no trainable parameter; give its '
                              'tuning ffn, attn or train')

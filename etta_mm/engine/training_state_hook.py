@@ -5,6 +5,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
 from .random_state import random_state, set_random_state
+from .sharded_model import plain_name
 
 STATE_KEY = 'training_state'
 
@@ -45,7 +46,7 @@ class TrainingStateHook(Hook):
             random=self._before_val or random_state(),
             sampler_seed=getattr(_sampler(runner), 'seed', None),
             gradients={
-                name: p.grad.detach().cpu()
+                plain_name(name): p.grad.detach().cpu()
                 for name, p in model.named_parameters()
                 if p.requires_grad and p.grad is not None
             })
@@ -76,8 +77,9 @@ class TrainingStateHook(Hook):
         if is_model_wrapper(model):
             model = model.module
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad and name in gradients:
-                parameter.grad = gradients[name].to(parameter, copy=True)
+            given = gradients.get(plain_name(name))
+            if parameter.requires_grad and given is not None:
+                parameter.grad = given.to(parameter, copy=True)
 
     def before_train_epoch(self, runner) -> None:
         """Go on with the same random numbers.

@@ -3,9 +3,9 @@ from pathlib import Path
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
+from .sharding import ETFSDPStrategy, structure
 from .training_state import save_training_state, state_path
 from .tuned_checkpoint import read_metadata, save_tuned, tuned_state_dict
 from .tuned_file import plain_metainfo
@@ -100,14 +100,11 @@ class TunedCheckpointHook(Hook):
     def _follow(self, runner, epoch: int, iteration: int) -> None:
         if not is_main_process():
             return
-        model = runner.model
-        if is_model_wrapper(model):
-            model = model.module
         for key, found in self._full_checkpoints(runner).items():
             if found != self._seen.get(key):
                 self._seen[key], full = found, found[0]
                 self._write(
-                    model,
+                    self._whole(runner),
                     Path(full).with_suffix('.safetensors'),
                     is_last=key == 'last_ckpt',
                     epoch=epoch,
@@ -121,6 +118,13 @@ class TunedCheckpointHook(Hook):
             tuned.unlink(missing_ok=True)
             state_path(tuned).unlink(missing_ok=True)
         self._saved = None
+
+    def _whole(self, runner):
+        """The model of the run; of a sharded one, with what was saved."""
+        strategy = getattr(runner, 'strategy', None)
+        if isinstance(strategy, ETFSDPStrategy):
+            return strategy.whole_model(self._saved['state_dict'])
+        return structure(runner)
 
     def _write(self, model, path: Path, is_last: bool, **info) -> None:
         """Write the tuned file, and after it the state that belongs to it."""

@@ -1,0 +1,47 @@
+"""Check how the processes of a run share its model, before it starts."""
+from mmengine.config import Config
+
+WHOLE = ('{}; leave out runner_type and strategy for this (the config without '
+         'configs/etta/_base_/fsdp.py)')
+
+
+def check_strategy(cfg: Config, is_tuned: bool) -> None:
+    """Check the ``strategy`` of a config.
+
+    Args:
+        cfg (Config): The config of a run.
+        is_tuned (bool): Whether its model is.
+
+    Raises:
+        ValueError: If the run would ignore it, or it would not work.
+    """
+    flexible = cfg.get('runner_type') == 'FlexibleRunner'
+    strategy = cfg.get('strategy')
+    if strategy is not None and not flexible:
+        raise ValueError(
+            f'strategy={dict(strategy)}: mmengine reads it with '
+            "runner_type='FlexibleRunner' only. Set that, or leave it out.")
+    if flexible and cfg.get('tuned_from') is not None:
+        raise ValueError(
+            WHOLE.format(f'tuned checkpoint {str(cfg.tuned_from)!r} with '
+                         "runner_type='FlexibleRunner', which loads .pth "
+                         'files only: give the .pth beside it'))
+    kind = (strategy or {}).get('type')
+    if kind == 'FSDPStrategy' and is_tuned:
+        raise ValueError(
+            "strategy.type='FSDPStrategy' shards frozen and trained "
+            'parameters alike, refuses scalars such as a learned scale, and '
+            'cuts checkpoints to pieces. Set '
+            "strategy = dict(type='ETFSDPStrategy').")
+    if kind != 'ETFSDPStrategy':
+        return
+    if cfg.get('launcher', 'none') == 'none':
+        raise ValueError(
+            WHOLE.format("strategy.type='ETFSDPStrategy' shares a model among "
+                         'processes, and this is one alone: use '
+                         'tools/dist_train.sh or tools/slurm_train.sh'))
+    hooks = [hook.get('type') for hook in cfg.get('custom_hooks') or []]
+    if 'EMAHook' in hooks:
+        raise ValueError(
+            WHOLE.format("strategy.type='ETFSDPStrategy' with EMAHook, which "
+                         'averages a model that is whole: leave EMAHook out'))
