@@ -1,5 +1,5 @@
 # ETTA and its rivals on ET-Deformable DETR, handwritten Glyphs, each tuner
-# within 0.1 points of ETTA's 5.83 % trained. What ETTA trains beside its tuners
+# within 0.2 points of ETTA's 5.83 % trained. What ETTA trains beside its tuners
 # (2.1 % of the model, see its config) is trained with every tuner.
 host = 'ET-Deformable DETR'
 title = 'ETTA and its rivals at one budget'
