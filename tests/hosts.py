@@ -30,6 +30,7 @@ HEADS = 4
 HIDDEN = 24  # feedforward_channels
 QUERIES = 10
 CLASSES = 3
+BLOCKS = (4, 4, 8, 8, 16, 16, 32, 32)  # a ResNet-18 of base_channels 4
 LEVELS = 2
 IMAGE_SHAPES = [(3, 64, 40), (3, 48, 64)]
 NUM_BOXES = [2, 0]  # one image with boxes, one without
@@ -61,6 +62,7 @@ class Host:
         ffns (list): Linear maps (in, out) of each feed-forward network.
         num_attns (int): Number of softmax attentions.
         num_deformables (int): Number of deformable attentions.
+        convs (list): Channels of each block of a ResNet.
         dims (int): Embedding width.
         dead_loras (int): Query-value pairs of LoRA that lack the value,
             because its input is zero.
@@ -73,6 +75,7 @@ class Host:
     ffns: List[List[Tuple[int, int]]]
     num_attns: int
     num_deformables: int = 0
+    convs: tuple = ()
     dims: int = DIMS
     dead_loras: int = 0
     head: Optional[str] = 'bbox_head'
@@ -394,6 +397,7 @@ def _detr_host(name: str,
         _detector(lambda: detr_config(name, dims), tuned_type),
         detection_batch, [_ffn(dims)] * 4,
         num_attns,
+        convs=BLOCKS,
         dims=dims,
         config=lambda: dict(detr_config(name, dims), type=tuned_type),
         **kwargs)
@@ -405,6 +409,7 @@ def _deformable_host(name: str, tuned_type: str, dims: int = DIMS) -> Host:
         detection_batch, [_ffn(dims)] * 4,
         num_attns=2,
         num_deformables=4,
+        convs=BLOCKS,
         dims=dims,
         config=lambda: dict(deformable_config(name, dims), type=tuned_type))
 

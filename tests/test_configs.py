@@ -256,8 +256,9 @@ def test_tuners_learn_at_the_rate_that_the_config_states(name):
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     names = {id(p): n for n, p in model.named_parameters()}
     seen = set()
-    for group in wrapper.optimizer.param_groups:
-        parameter, = group['params']
+    for group, parameter in (
+        (group, parameter) for group in wrapper.optimizer.param_groups
+            for parameter in group['params']):
         is_detection_head = names[id(parameter)].startswith('bbox_head.')
         factor = 0.2 if is_detection_head else 1.
         assert group['lr'] == pytest.approx(optimizer.lr * factor)

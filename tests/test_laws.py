@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from etta_mm import (count_parameters, disable_tuning, load_tuned, save_tuned,
                      tuned_state_dict)
-from etta_mm.tuners import LoRA, ParallelAdapter, ScaledPrefix, Tuner
+from etta_mm.tuners import (ConvAdapter, LoRA, ParallelAdapter, ScaledPrefix,
+                            Tuner)
 
 BOTTLENECK = 16  # with fewer, all units of a ReLU may be dead by chance
 NUM_PREFIX = 3
@@ -32,6 +33,7 @@ CONCAT = dict(
     composition='concat')
 PREFIX = dict(type='Prefix', num_prefix=NUM_PREFIX)
 LORA = dict(type='LoRA', rank=RANK, alpha=6.)
+CONV = dict(type='ConvAdapter', bottleneck_dims=BOTTLENECK)
 
 TUNINGS = dict(
     parallel_adapter=dict(ffn=ADAPTER),
@@ -44,6 +46,7 @@ TUNINGS = dict(
     lora=dict(ffn=LORA),
     lora_at_attn=dict(attn=LORA),
     etta=dict(ffn=ADAPTER, attn=SCALED),
+    conv_adapter=dict(conv=CONV),
     everything=dict(
         ffn=[LEARNED, SERIAL, LORA], attn=[SCALED, ADAPTER, SERIAL, LORA]),
 )
@@ -59,6 +62,8 @@ class Tuned:
         self.host = HOSTS[host_name]
         self.tuning_name = tuning_name
         self.tuning = copy.deepcopy(TUNINGS[tuning_name])
+        if self.host.convs and tuning_name == 'everything':
+            self.tuning['conv'] = CONV
         if self.host.head:
             self.tuning['train'] = [self.host.head]
         torch.manual_seed(1)
@@ -93,7 +98,8 @@ class Tuned:
 
 @pytest.fixture(
     scope='module',
-    params=[(host, tuning) for host in HOSTS for tuning in TUNINGS],
+    params=[(host, tuning) for host in HOSTS for tuning in TUNINGS
+            if HOSTS[host].convs or 'conv' not in TUNINGS[tuning]],
     ids='-'.join)
 def tuned(request):
     return Tuned(*request.param)
@@ -401,6 +407,10 @@ def _expected_count(tuned) -> int:
             cls = ScaledPrefix if 'Prefix' in cfg['type'] else ParallelAdapter
             total += sites[site] * (
                 _formula(cls, **sizes) + cfg.get('learn_scale', False))
+    if 'conv' in tuned.tuning:
+        total += sum(
+            _formula(ConvAdapter, d=channels, b=BOTTLENECK)
+            for channels in host.convs)
     return total
 
 

@@ -5,6 +5,8 @@ of everything, and the gradient of the activations from the loss down to the
 lowest tuner.
 """
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -167,3 +169,13 @@ def test_a_concatenated_prefix_is_broadcast_into_the_keys_at_once():
     with Copies(), torch.no_grad():
         layer(torch.randn(batch_size, 5, DIMS))
     assert copies and max(copies) == 4 * num_prefix * DIMS
+
+
+def test_counting_saved_bytes_keeps_nothing_alive():
+    # A relu keeps its output, whose graph keeps the weight.
+    model = nn.Linear(4, 4)
+    weight = weakref.ref(model.weight)
+    assert saved_bytes(model, lambda: model(torch.ones(2, 4)).relu()) > 0
+    del model
+    gc.collect()
+    assert weight() is None

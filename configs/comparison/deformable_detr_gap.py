@@ -9,9 +9,10 @@ metric = 'coco/bbox_mAP'
 claims = ['defaults']
 seeds = [0, 1, 2]
 search_seed = 0
+epochs = 8
 options = {
     'default_hooks.checkpoint.interval': 8,
-    'train_cfg.val_interval': 16
+    'train_cfg.val_interval': 8
 }
 
 _config = 'configs/glyphs/et_deformable_detr_glyphs.py'
@@ -32,7 +33,7 @@ methods = [
     dict(
         name='full fine-tuning',
         config='configs/glyphs/deformable_detr_handwritten.py',
-        lr=[4e-4]),
+        lr=[1e-3]),
     _with('head'),
     _with('head, norm layers', _norms),
     _with('head, queries', *_queries),

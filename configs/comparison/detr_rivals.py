@@ -13,7 +13,7 @@ options = {
 
 _full = 'configs/glyphs/detr_handwritten.py'
 _etta = 'configs/glyphs/et_detr_glyphs.py'
-_rates = [1e-3, 3e-3, 1e-2]
+_rates = [1e-3, 3e-3]
 
 
 def _serial(size):
@@ -44,7 +44,7 @@ methods = [
     dict(
         name='full fine-tuning',
         config=_full,
-        lr=[2e-4, 4e-4, 8e-4],
+        lr=[3e-4, 1e-3],
         paper='43.5 (100 %)'),
     _rival('head only'),
     _rival(

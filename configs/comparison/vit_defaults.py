@@ -7,7 +7,6 @@ metric = 'accuracy/top1'
 claims = ['defaults']
 seeds = [0, 1, 2]
 search_seed = 0
-epochs = 20
 custom_imports = dict(imports=['etta_mm.comparison.before_norm'])
 # A checkpoint an epoch would take a tenth of the time.
 options = {'default_hooks.checkpoint.interval': 5}
@@ -52,5 +51,5 @@ methods = [
 quick = dict(
     methods=['ETTA', 'prefix by concatenation'],
     seeds=[0],
-    epochs=4,
+    epochs=1,
     search=False)

@@ -7,7 +7,6 @@ metric = 'accuracy/top1'
 claims = ['C4']
 seeds = [0, 1, 2]
 search_seed = 0
-epochs = 20
 # A checkpoint an epoch would take a tenth of the time.
 options = {'default_hooks.checkpoint.interval': 5}
 
@@ -20,11 +19,11 @@ methods = [
             f'{_tuning}.ffn.bottleneck_dims': b,
             f'{_tuning}.attn.num_prefix': l
         },
-        lr=[1e-3, 3e-3, 1e-2])
+        lr=[1e-3, 3e-3])
     for b, l in [(62, 2), (56, 8), (32, 32), (2, 62)]
 ]
 quick = dict(
     methods=['b = 62, l = 2', 'b = 2, l = 62'],
     seeds=[0],
-    epochs=4,
+    epochs=1,
     search=False)

@@ -11,7 +11,9 @@ model = dict(type='ETDeformableDETR', tuning={{_base_.tuning}})
 
 # Batch 32. Five times the zoo's 2e-4: see _base_/detection.py.
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-3), paramwise_cfg={{_base_.finetune_lr_mult}})
+    constructor='GroupedOptimWrapperConstructor',
+    optimizer=dict(lr=1e-3, fused=True),
+    paramwise_cfg={{_base_.finetune_lr_mult}})
 train_cfg = {{_base_.finetune_epochs}}
 param_scheduler = {{_base_.finetune_lr}}
 load_from = 'https://download.openmmlab.com/mmdetection/v3.0/deformable_detr/deformable-detr_r50_16xb2-50e_coco/deformable-detr_r50_16xb2-50e_coco_20221029_210934-6bc7d21b.pth'  # noqa: E501

@@ -14,7 +14,9 @@ model = dict(type='ETDETR', tuning={{_base_.tuning}})
 
 # Batch 16. Five times the zoo's 1e-4: see _base_/detection.py.
 optim_wrapper = dict(
-    optimizer=dict(lr=5e-4), paramwise_cfg={{_base_.finetune_lr_mult}})
+    constructor='GroupedOptimWrapperConstructor',
+    optimizer=dict(lr=5e-4, fused=True),
+    paramwise_cfg={{_base_.finetune_lr_mult}})
 train_cfg = {{_base_.finetune_epochs}}
 param_scheduler = {{_base_.finetune_lr}}
 load_from = 'checkpoints/detr_r101_8xb2-500e_coco.pth'

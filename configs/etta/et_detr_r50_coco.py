@@ -8,7 +8,9 @@ model = dict(type='ETDETR', tuning={{_base_.tuning}})
 
 # Batch 16. Five times the zoo's 1e-4: see _base_/detection.py.
 optim_wrapper = dict(
-    optimizer=dict(lr=5e-4), paramwise_cfg={{_base_.finetune_lr_mult}})
+    constructor='GroupedOptimWrapperConstructor',
+    optimizer=dict(lr=5e-4, fused=True),
+    paramwise_cfg={{_base_.finetune_lr_mult}})
 train_cfg = {{_base_.finetune_epochs}}
 param_scheduler = {{_base_.finetune_lr}}
 load_from = 'https://download.openmmlab.com/mmdetection/v3.0/detr/detr_r50_8xb2-150e_coco/detr_r50_8xb2-150e_coco_20221023_153551-436d03e8.pth'  # noqa: E501

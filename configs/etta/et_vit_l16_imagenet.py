@@ -19,7 +19,9 @@ model = dict(
 # and 0.3 are for 300 epochs of pre-training with batches of 4096. Its clipping
 # stays; its decay_mult of cls_token and pos_embed name what is frozen here.
 train_dataloader = dict(batch_size=32)
-optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05))
+optim_wrapper = dict(
+    constructor='GroupedOptimWrapperConstructor',
+    optimizer=dict(lr=1e-3, weight_decay=0.05, fused=True))
 auto_scale_lr = dict(base_batch_size=256)
 train_cfg = dict(max_epochs=20)
 param_scheduler = [

@@ -19,7 +19,7 @@ model = dict(
 max_epochs = 16
 train_cfg = dict(max_epochs=max_epochs, val_interval=4)
 optim_wrapper = dict(
-    optimizer=dict(lr=2e-4),
+    optimizer=dict(lr=1e-3),
     paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=1.0))))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),

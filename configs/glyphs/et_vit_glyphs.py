@@ -10,4 +10,4 @@ model = dict(
         tuning=dict(
             ffn=dict(type='ParallelAdapter', bottleneck_dims=56),
             attn=dict(type='ScaledPrefix', num_prefix=8))))
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
+optim_wrapper = dict(optimizer=dict(lr=1e-2))

@@ -9,6 +9,7 @@ from mmdet.registry import MODELS as MMDET
 from mmdet.testing import demo_mm_inputs
 from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
+from mmpretrain.models import VisionTransformer
 from mmpretrain.registry import MODELS as MMPRETRAIN
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
@@ -58,6 +59,8 @@ class Case:
             for detection and 224 x 224 for classification.
         batch (int): Images of a step. Defaults to 2.
         device (str): Defaults to 'cpu'.
+        depth (int, optional): Layers of the vision transformer, or of the
+            encoder and of the decoder each. Defaults to the zoo config's.
 
     Raises:
         KeyError: If there is no such case.
@@ -66,6 +69,7 @@ class Case:
     image_size: Optional[Tuple[int, int]] = None
     batch: int = 2
     device: str = 'cpu'
+    depth: Optional[int] = None
 
     def __post_init__(self) -> None:
         if self.name not in CASES:
@@ -88,6 +92,11 @@ class Case:
             model.data_preprocessor = dict(
                 type='ClsDataPreprocessor', mean=[127.] * 3, std=[60.] * 3)
             model.train_cfg = None
+        if self.depth and self.is_detection:
+            model.encoder.num_layers = model.decoder.num_layers = self.depth
+        elif self.depth:
+            arch = VisionTransformer.arch_zoo[model.backbone.arch]
+            model.backbone.arch = dict(arch, num_layers=self.depth)
         return model
 
     def build(self, config: dict) -> nn.Module:

@@ -24,6 +24,8 @@ def saved_bytes(model: nn.Module, forward: Callable) -> int:
     kept = []
 
     def pack(tensor: Tensor) -> Tensor:
+        # Kept as itself, an output would keep its own graph alive for ever.
+        tensor = tensor.detach()
         if tensor.untyped_storage().data_ptr() not in own:
             kept.append(tensor)
         return tensor

@@ -10,8 +10,12 @@ from . import peers
 from .cases import Case, Contestant
 from .floor import to_floor
 
-ADAPTER = dict(type='ParallelAdapter', bottleneck_dims=400)
-ETTA = dict(ffn=ADAPTER, attn=dict(type='ScaledPrefix', num_prefix=50))
+
+def etta(bottleneck_dims: int = 400, num_prefix: int = 50) -> dict:
+    """ETTA's tuning; the defaults are the paper's sizes."""
+    return dict(
+        ffn=dict(type='ParallelAdapter', bottleneck_dims=bottleneck_dims),
+        attn=dict(type='ScaledPrefix', num_prefix=num_prefix))
 
 
 def save_state(model: nn.Module) -> Callable[[Path], None]:
@@ -33,13 +37,13 @@ def full(case: Case) -> Contestant:
 def head_only(case: Case) -> Contestant:
     """The head alone."""
     if case.is_detection:
-        return _tuned(case, {})
+        return tuned(case, {})
     model = case.build(case.config())
     model.backbone.requires_grad_(False)
     return case.contestant(model, save_state(model.head))
 
 
-def _tuned_model(case: Case, tuning: dict, **switches) -> nn.Module:
+def tuned_model(case: Case, tuning: dict, **switches) -> nn.Module:
     config = case.config()
     if case.is_detection:
         tuning = dict(tuning, train=['bbox_head'])
@@ -50,19 +54,20 @@ def _tuned_model(case: Case, tuning: dict, **switches) -> nn.Module:
     return case.build(config)
 
 
-def _tuned(case: Case, tuning: dict, **switches) -> Contestant:
-    model = _tuned_model(case, tuning, **switches)
+def tuned(case: Case, tuning: dict, **switches) -> Contestant:
+    """A tuned model: of a detector, the head is trained too."""
+    model = tuned_model(case, tuning, **switches)
     return case.contestant(model, lambda path: save_tuned(model, path))
 
 
 def floor(case: Case) -> Contestant:
     """ETTA's model with one scalar in the place of the lowest tuner."""
-    model = to_floor(_tuned_model(case, ETTA))
+    model = to_floor(tuned_model(case, etta()))
     return case.contestant(model, lambda path: torch.save({}, path))
 
 
 def _of(tuning: dict, **switches) -> Callable[[Case], Contestant]:
-    return lambda case: _tuned(case, tuning, **switches)
+    return lambda case: tuned(case, tuning, **switches)
 
 
 #: The methods by name, in the order of the tables.
@@ -70,9 +75,9 @@ METHODS: Dict[str, Callable[[Case], Contestant]] = dict(
     base=base,
     floor=floor,
     head=head_only,
-    etta=_of(ETTA),
-    etta_unfolded=_of(ETTA, fold_norms=False),
-    etta_with_cp=_of(ETTA, with_cp=True),
+    etta=_of(etta()),
+    etta_unfolded=_of(etta(), fold_norms=False),
+    etta_with_cp=_of(etta(), with_cp=True),
     serial=_of(dict(ffn=dict(type='SerialAdapter', bottleneck_dims=400))),
     lora=_of(dict(attn=dict(type='LoRA', rank=peers.RANK))),
     prefix=_of(dict(attn=dict(type='Prefix', num_prefix=50))),

@@ -70,16 +70,16 @@ def markdown(summary: dict, settings: dict) -> str:
     lines = ['Settings: ' + ', '.join(f'{k} {v}' for k, v in settings.items())]
     for case, methods in summary.items():
         floor = methods.get('floor', {}).get('step_s')
-        lines += ['', f'## {case}', '', _row(COLUMNS),
-                  _row(['---'] + ['---:'] * (len(COLUMNS) - 1))]
+        lines += ['', f'## {case}', '', table_row(COLUMNS),
+                  table_row(['---'] + ['---:'] * (len(COLUMNS) - 1))]
         for name, found in methods.items():
             if 'error' in found:
-                lines.append(_row([name, f'failed: {found["error"]}'] +
+                lines.append(table_row([name, f'failed: {found["error"]}'] +
                                   [''] * (len(COLUMNS) - 2)))
                 continue
             low, high = found['quartiles_s']
             lines.append(
-                _row([
+                table_row([
                     name,
                     f'{100 * found["trained"] / found["total"]:.2f}',
                     *(f'{1e3 * found[part]:.1f}' for part in PARTS),
@@ -98,7 +98,8 @@ def markdown(summary: dict, settings: dict) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def _row(cells) -> str:
+def table_row(cells) -> str:
+    """One line of a Markdown table."""
     return '| ' + ' | '.join(cells) + ' |'
 
 

@@ -1,4 +1,5 @@
 from .initial_loss import initial_loss_page, initial_losses
+from .overview import overview, replace_table
 from .plan import Plan, Point, Run
 from .plan_file import read_plan
 from .report import write_report
@@ -9,6 +10,7 @@ from .slots import Slot, find_slots
 
 __all__ = [
     'BusyError', 'Comparison', 'Plan', 'Point', 'Run', 'Settings', 'Slot',
-    'choose', 'find_slots', 'initial_loss_page', 'initial_losses', 'read_plan', 'read_rows', 'resolve', 'summarize',
+    'choose', 'find_slots', 'initial_loss_page', 'initial_losses', 'overview',
+    'read_plan', 'read_rows', 'replace_table', 'resolve', 'summarize',
     'write_report', 'write_rows'
 ]

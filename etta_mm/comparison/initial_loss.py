@@ -3,6 +3,7 @@ import copy
 from typing import Dict, List
 
 import torch
+from mmdet.models import ResNet
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner, load_checkpoint
@@ -10,6 +11,7 @@ from mmengine.runner import Runner, load_checkpoint
 from ..layers import apply_tuning, disable_tuning
 from .report import table
 
+CONV = 'convolutional adapter'  # of hosts with a ResNet
 #: Sizes as in a small budget: the loss at the start depends on them only for
 #: the prefixes that are not the identity there.
 TUNERS = {
@@ -32,6 +34,7 @@ TUNERS = {
         attn=dict(
             type='ScaledPrefix', num_prefix=8, composition='concat', scale=4.)),
     'standard prefix': dict(attn=dict(type='Prefix', num_prefix=8)),
+    CONV: dict(conv=dict(type='ConvAdapter', bottleneck_dims=8)),
     'ETTA': dict(
         ffn=dict(type='ParallelAdapter', bottleneck_dims=56),
         attn=dict(type='ScaledPrefix', num_prefix=8)),
@@ -50,8 +53,8 @@ def initial_losses(cfg: Config, num_batches: int = 8) -> List[dict]:
         num_batches (int): Batches to average over. Defaults to 8.
 
     Returns:
-        list[dict]: For each of ``TUNERS``: ``tuner``, ``base_loss`` (of the
-        base), ``loss`` (with the tuner) and ``disabled_loss`` (with it
+        list[dict]: For each of ``TUNERS`` that has a place in the model:
+        ``tuner``, ``base_loss`` (of the base), ``loss`` (with the tuner) and ``disabled_loss`` (with it
         disabled).
     """
     cfg = copy.deepcopy(cfg)
@@ -67,7 +70,10 @@ def initial_losses(cfg: Config, num_batches: int = 8) -> List[dict]:
         ]
         base_loss = _loss(model, batches)
         rows = []
+        has_blocks = any(isinstance(m, ResNet) for m in model.modules())
         for name, tuning in TUNERS.items():
+            if name == CONV and not has_blocks:
+                continue
             tuned = copy.deepcopy(model)
             torch.manual_seed(0)
             apply_tuning(tuned, tuning)
@@ -96,13 +102,14 @@ def initial_loss_page(hosts: Dict[str, List[dict]]) -> str:
     Args:
         hosts (dict): What :func:`initial_losses` gave, by name of the host.
     """
-    names = [row['tuner'] for row in next(iter(hosts.values()))]
     rows = [['base', *(f'{r[0]["base_loss"]:.4f}' for r in hosts.values())]]
-    for i, name in enumerate(names):
-        rows.append([
-            name, *(f'{r[i]["loss"]:.4f} ({r[i]["loss"] - r[i]["base_loss"]:+.1e})'
-                    for r in hosts.values())
-        ])
+    for name in TUNERS:
+        cells = []
+        for found in hosts.values():
+            row = next((r for r in found if r['tuner'] == name), None)
+            cells.append('–' if row is None else f'{row["loss"]:.4f} '
+                         f'({row["loss"] - row["base_loss"]:+.1e})')
+        rows.append([name, *cells])
     largest = max(
         abs(row['disabled_loss'] - row['base_loss']) for r in hosts.values()
         for row in r)

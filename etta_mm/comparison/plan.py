@@ -1,6 +1,9 @@
 """What is compared: points, and the runs that they come to."""
+import math
 from dataclasses import dataclass
-from typing import List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
+
+MAX_BEYOND = 4  # rates that a search may add to those of the plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -12,8 +15,8 @@ class Point:
         budget (int): Index among the budgets of the method.
         config (str): Config file, seen from the checkout.
         options (dict): Dotted options over the config.
-        rates (tuple[float]): Candidates of the learning rate; none for the
-            config's own.
+        rates (tuple[float]): The first candidates of the learning rate, the
+            only one, or none for the config's own.
         paper (str): The paper's figure, or ''.
     """
     method: str
@@ -51,22 +54,44 @@ class Plan:
     is_quick: bool
     points: List[Point]
 
-    def candidates(self, point: Point) -> List[Run]:
-        """The runs that search the learning rate of ``point``, if any."""
+    def candidates(self, point: Point,
+                   values: Dict[float, Optional[float]]) -> List[Run]:
+        """The runs that search the learning rate of ``point``, as far as they
+        are known by now.
+
+        When all have ended and the best lies at an end, the next rate beyond
+        joins them, half a power of ten away (1e-3, 3e-3, 1e-2): a rate is
+        chosen between two that are worse, not where the plan stopped looking.
+
+        Args:
+            point (Point): One of the plan.
+            values (dict): Last validation of the rates that have ended, None
+                for one that failed.
+        """
         if len(point.rates) < 2:
             return []
-        return [Run(point, rate, self.search_seed) for rate in point.rates]
+        rates = sorted(point.rates)
+        while len(rates) < len(point.rates) + MAX_BEYOND:
+            if any(rate not in values for rate in rates):
+                break
+            able = [rate for rate in rates if values[rate] is not None]
+            if not able:
+                break
+            best = max(able, key=lambda rate: (values[rate], -rate))
+            if best == rates[-1]:
+                rates.append(beyond(best, 1))
+            elif best == rates[0]:
+                rates.insert(0, beyond(best, -1))
+            else:
+                break
+        return [Run(point, rate, self.search_seed) for rate in rates]
 
     def finals(self, point: Point, rate: Optional[float]) -> List[Run]:
         """The runs of ``point`` that count, at the chosen rate."""
         return [Run(point, rate, seed) for seed in self.seeds]
 
-    @property
-    def num_runs(self) -> int:
-        """Trainings in all; a chosen candidate counts once."""
-        total = 0
-        for point in self.points:
-            searched = len(self.candidates(point))
-            total += searched + len(self.seeds)
-            total -= bool(searched) and self.search_seed in self.seeds
-        return total
+
+def beyond(rate: float, steps: int) -> float:
+    """The rate that many half powers of ten away: 1e-3, 3e-3, 1e-2."""
+    halves = round(2 * math.log10(rate)) + steps
+    return float(f'{10 ** (halves / 2):.0e}')

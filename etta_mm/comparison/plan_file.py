@@ -29,9 +29,10 @@ are the plan's own.
   where that is shorter. ``_delete_=True`` replaces a dict of the config instead
   of merging into it. The method's go over the plan's, the budget's over both.
 - **lr**: a rate, or candidates. Of several, each is trained with the search
-  seed, and the one with the best last validation is trained with the other
-  seeds and tested; the test images play no part in the choice. Without it the
-  rate is the config's.
+  seed; while the best is the lowest or the highest of them, another half a
+  power of ten beyond joins in. The one with the best last validation is trained
+  with the other seeds and tested; the test images play no part in the choice.
+  Without it the rate is the config's.
 - **budgets**: dicts with ``options`` and, if they differ, ``lr`` and ``paper``:
   several points of one line in the figure, each searched for itself.
 - **epochs**: how long to train; schedules of the config that last as long as

@@ -106,7 +106,7 @@ def markdown(plan, rows: List[dict], summaries: List[Summary],
 def _cells(plan, summary: Summary) -> List[str]:
     value, memory = '–', '–'
     if summary.mean is not None:
-        digits = _digits(summary.mean)
+        digits = num_digits(summary.mean)
         value = f'{summary.mean:.{digits}f}'
         if summary.deviation is not None:
             value += f' ± {summary.deviation:.{digits}f}'
@@ -134,12 +134,12 @@ def _candidates(plan, summary: Summary) -> str:
     texts = []
     for rate, value in summary.candidates:
         text = f'{rate:g}: '
-        text += '–' if value is None else f'{value:.{_digits(value)}f}'
+        text += '–' if value is None else f'{value:.{num_digits(value)}f}'
         texts.append(f'**{text}**' if rate == summary.rate else text)
     return ', '.join(texts)
 
 
-def _digits(value: float) -> int:
+def num_digits(value: float) -> int:
     """Digits behind the point: a share has more than a percentage."""
     return 2 if abs(value) > 1.5 else 4
 

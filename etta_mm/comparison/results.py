@@ -164,9 +164,12 @@ def _summary(plan, point, rows: List[dict]) -> Summary:
                   key=lambda r: r['seed'])
     candidates, rate = [], point.rates[0] if point.rates else None
     if len(point.rates) > 1:
-        by_rate = {r['lr']: r for r in rows if r['seed'] == plan.search_seed}
-        candidates = [(r, by_rate.get(r, {}).get('val_value'))
-                      for r in point.rates]
+        values = {
+            r['lr']: r.get('val_value')
+            for r in rows if r['seed'] == plan.search_seed
+        }
+        candidates = [(run.rate, values.get(run.rate))
+                      for run in plan.candidates(point, values)]
         rate = finals[0]['lr'] if finals else None
     curve = {}
     for row in done:

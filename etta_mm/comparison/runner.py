@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Iterator, List, Optional, Tuple
 
 from .execution import RECORD, Execution
-from .plan import Plan, Run
+from .plan import Plan, Point, Run
 from .progress import minutes, outcome
 from .report import write_report
 from .results import choose, read_rows, write_rows
@@ -26,8 +26,9 @@ class Comparison:
 
     A run is known by its method and the hash of its resolved settings, which
     its id holds. Its row is looked for in the work dir, then in
-    ``results.json``; a finished one is not run again, a failed one is tried
-    again by the next comparison.
+    ``results.json``, then in those of the comparisons beside it (plans share
+    runs); a finished one is not run again, a failed one is tried again by the
+    next comparison.
 
     Args:
         plan (Plan): What to run.
@@ -44,14 +45,25 @@ class Comparison:
         self.work_dir = (self.root / work_dir).resolve()
         self.out = (self.root / out).resolve()
         self._settings, self._rows = {}, {}
-        self._stored = {
-            row['id']: row
-            for row in read_rows(self.out / 'results.json')
-        }
+        self._stored = {}
+        own = read_rows(self.out / 'results.json')
+        for row in [*own, *self._rows_beside()]:
+            known = self._stored.get(row['id'])
+            if known is None or known['value'] is None:  # it may be tested
+                self._stored[row['id']] = row
         self._tried = set()  # ids that this comparison has run
         for point in plan.points:  # all errors before the first run
             for rate in point.rates or (None, ):
                 self.settings(Run(point, rate, plan.search_seed))
+
+    def _rows_beside(self) -> List[dict]:
+        rows = []
+        for path in sorted(self.out.parent.glob('*/results.json')):
+            try:
+                rows += read_rows(path)
+            except ValueError:
+                continue  # another tool's, or no business of this comparison
+        return rows
 
     def settings(self, run: Run) -> Settings:
         """The resolved settings of a run."""
@@ -101,7 +113,7 @@ class Comparison:
         """Runs that can be named by now, and whether each is tested: those
         behind a search only when it has ended."""
         for point in self.plan.points:
-            candidates = self.plan.candidates(point)
+            candidates = self._candidates(point)
             rate = point.rates[0] if point.rates else None
             searching = False
             if candidates:
@@ -115,6 +127,28 @@ class Comparison:
                     yield run, False
             for run in finals:
                 yield run, True
+
+    def _candidates(self, point: Point) -> List[Run]:
+        """The plan's candidates, and those that the results so far call for."""
+        values = {}
+        while True:
+            candidates = self.plan.candidates(point, values)
+            ended = {
+                run.rate: self.row(run)['val_value']
+                for run in candidates if self._settled(run, False)
+            }
+            if ended.keys() == values.keys():
+                return candidates
+            values = ended
+
+    @property
+    def num_runs(self) -> int:
+        """Trainings in all, as far as the searches are known; a chosen
+        candidate counts once."""
+        plan, total = self.plan, sum(1 for _ in self.tasks())
+        named = {run.point for run, is_final in self.tasks() if is_final}
+        to_come = len(plan.seeds) - (plan.search_seed in plan.seeds)
+        return total + to_come * sum(p not in named for p in plan.points)
 
     def rows(self) -> List[dict]:
         """The rows of ``results.json``: what has ended, in the plan's order."""
@@ -174,7 +208,7 @@ class Comparison:
         active, start, walls = {}, time.time(), []
         slots = len(free)
         self.write()
-        print(f'{self.plan.num_runs} runs, {self._done()} done before; up to '
+        print(f'{self.num_runs} runs, {self._done()} done before; up to '
               f'{slots} at once', flush=True)
         try:
             while True:
@@ -198,7 +232,7 @@ class Comparison:
                     self._tried.add((key, execution.with_test))
                     walls.append(time.time() - began)
                     self.write()
-                    left = self.plan.num_runs - self._done()
+                    left = self.num_runs - self._done()
                     eta = left * sum(walls) / len(walls) / slots
                     self._say(
                         row['status'].ljust(8), row['id'], outcome(row),
@@ -229,7 +263,7 @@ class Comparison:
         return sum(self._settled(*task) for task in self.tasks())
 
     def _say(self, *words: str) -> None:
-        print(f'[{self._done():3d}/{self.plan.num_runs}]', '  '.join(words),
+        print(f'[{self._done():3d}/{self.num_runs}]', '  '.join(words),
               flush=True)
 
     def _shown(self, text) -> str:

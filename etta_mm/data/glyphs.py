@@ -38,7 +38,7 @@ DEFAULT_SIZES = {
     ('detection', 'printed'): (16000, 500, 500),
     ('detection', 'handwritten'): (600, 300, 500),
     ('classification', 'printed'): (40000, 1000, 2000),
-    ('classification', 'handwritten'): (1000, 500, 1000),
+    ('classification', 'handwritten'): (4000, 500, 2000),
 }
 #: Side of the square images in pixels, by task.
 IMAGE_SIZES = {'detection': 112, 'classification': 32}

@@ -5,6 +5,7 @@ from .checkpoint_hook import AtomicCheckpointHook
 from .feature_cache_hook import FeatureCacheHook
 from .merge import merge_tuning
 from .meta_model import build_on_meta
+from .optim_constructor import GroupedOptimWrapperConstructor
 from .parameter_report_hook import ParameterReportHook
 from .parameters import ParameterReport, count_parameters
 from .sharded_model import ETFullyShardedDataParallel
@@ -17,7 +18,8 @@ from .tuned_weights import tuned_weights
 
 __all__ = [
     'AtomicCheckpointHook', 'Budget', 'ETFSDPStrategy',
-    'ETFullyShardedDataParallel', 'FeatureCacheHook', 'ParameterReport',
+    'ETFullyShardedDataParallel', 'FeatureCacheHook',
+    'GroupedOptimWrapperConstructor', 'ParameterReport',
     'ParameterReportHook', 'TrainingStateHook', 'TunedCheckpointHook',
     'TuningBank', 'build_on_meta', 'count_parameters', 'load_tuned',
     'merge_tuning', 'read_metadata', 'save_base', 'save_tuned',

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..layers.attention import ETMultiheadAttention, ETViTAttention
 from ..layers.linear import ETLinear
+from ..layers.plan import SITES
 from ..layers.sublayer import TunedSublayer
 from ..tuners import LoRA
 from .tuned_checkpoint import tuned_roots
@@ -65,7 +66,7 @@ def merge_tuning(model: nn.Module) -> Tuple[List[str], Dict[str, List[str]]]:
                     cfg for cfg in root.tuning[site]
                     if MODELS.get(cfg['type']) is not LoRA
                 ]
-                for site in ('ffn', 'attn')
+                for site in SITES if site in root.tuning
             })
     return list(folded), left
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..layers.plan import normalize_tuning
+from ..layers.plan import SITES, normalize_tuning
 from ..tuners import Tuner
 from ..version import __version__
 from .atomic import write_atomically
@@ -200,8 +200,8 @@ def _check_tuning(tuning, path) -> None:
     model, against the shapes of the tensors."""
     if not isinstance(tuning, dict):
         _refuse(path, f'the tuning is no dict but {tuning!r:.60}')
-    for site in ('ffn', 'attn'):
-        tuners = tuning.get(site)
+    for site in SITES:
+        tuners = tuning.get(site, [])
         if not isinstance(tuners, list):
             _refuse(path, f'{site} of the tuning is no list')
         for cfg in tuners:

@@ -5,6 +5,7 @@ from typing import Dict, List, Optional, Sequence
 
 from torch import Tensor, nn
 
+from ..layers.plan import SITES
 from .fingerprint import SHORT, base_hashes, fingerprint_of_version_1, fold
 from .tuned_file import file_classes
 
@@ -160,8 +161,9 @@ def check_patterns(tuning: dict, path) -> None:
             repeats a group, or has too many repetitions or choices.
     """
     patterns = [*tuning['train'], *tuning['where']]
-    for cfg in tuning['ffn'] + tuning['attn']:
-        patterns += cfg.get('where', [])
+    for site in SITES:
+        for cfg in tuning.get(site, []):
+            patterns += cfg.get('where', [])
     if len(patterns) > MAX_PATTERNS:
         raise ValueError(
             f'the tuning of {path} has {len(patterns)} patterns; from a file, '

@@ -28,11 +28,12 @@ from mmengine.model import Sequential
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from .conv import ETBasicBlock, ETBottleneck
 from .frozen import FrozenBatchNorm2d, FrozenSyncBatchNorm
 
 #: Owners of ``conv1`` and ``norm1``, ``conv2`` and ``norm2``, ...
-_NUMBERED = (BasicBlock, Bottleneck, ResNeXtBottleneck, ResNet, ResNetV1d,
-             ResNeXt)
+_NUMBERED = (BasicBlock, Bottleneck, ETBasicBlock, ETBottleneck,
+             ResNeXtBottleneck, ResNet, ResNetV1d, ResNeXt)
 _SEQUENTIAL = (nn.Sequential, Sequential)
 
 

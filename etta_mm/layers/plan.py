@@ -6,6 +6,7 @@ from typing import Dict, List
 
 from mmcv.cnn.bricks.transformer import FFN, MultiheadAttention
 from mmcv.ops import MultiScaleDeformableAttention
+from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from mmdet.models.dense_heads import DETRHead
 from mmpretrain.models.utils import MultiheadAttention as ViTAttention
 from mmpretrain.models.utils import SwiGLUFFN, SwiGLUFFNFused
@@ -13,9 +14,10 @@ from torch import nn
 
 from ..tuners import tuner_class
 from .attention import ETMultiheadAttention, ETViTAttention
+from .conv import ETBasicBlock, ETBottleneck
 from .deformable import ETMultiScaleDeformableAttention
 from .ffn import ETFFN, ETSwiGLUFFN
-from .sublayer import as_list
+from .sublayer import as_list, check_site
 
 #: The sublayers that can be tuned and what they become. Exact types: a
 #: subclass may compute something else.
@@ -26,13 +28,18 @@ TUNED_CLASSES = {
     MultiheadAttention: ETMultiheadAttention,
     ViTAttention: ETViTAttention,
     MultiScaleDeformableAttention: ETMultiScaleDeformableAttention,
+    BasicBlock: ETBasicBlock,
+    Bottleneck: ETBottleneck,
 }
-KEYS = ('ffn', 'attn', 'train', 'where')
+#: The keys of a tuning that name tuners.
+SITES = ('ffn', 'attn', 'conv')
+KEYS = (*SITES, 'train', 'where')
 
 
 def normalize_tuning(tuning: dict) -> dict:
     """A plain copy of ``tuning`` with every key; ``train`` and ``where`` are
-    lists, the tuners' types names."""
+    lists, the tuners' types names. ``conv`` is there only if it holds a tuner:
+    files that were written before there was one stay as they are."""
     if not isinstance(tuning, dict):
         raise TypeError('a tuning is a dict with the keys ' +
                         f'{", ".join(KEYS)}, not {tuning!r}')
@@ -41,7 +48,7 @@ def normalize_tuning(tuning: dict) -> dict:
         raise KeyError(f'a tuning has no key {", ".join(wrong)}; its keys are '
                        f'{", ".join(KEYS)}')
     plain = {}
-    for key in ('ffn', 'attn'):
+    for key in SITES:
         plain[key] = [
             dict(_plain(cfg), type=tuner_class(cfg).__name__)
             for cfg in as_list(tuning.get(key))
@@ -49,6 +56,8 @@ def normalize_tuning(tuning: dict) -> dict:
         for cfg in plain[key]:
             if 'where' in cfg:
                 cfg['where'] = _patterns('where', cfg['where'])
+    if not plain['conv']:
+        del plain['conv']
     for key in ('train', 'where'):
         plain[key] = _patterns(key, tuning.get(key))
     return plain
@@ -110,18 +119,25 @@ def _nearest(pattern: str, names: List[str]) -> str:
 
 def _sublayers(model: nn.Module, trained: List[str]) -> Dict[str, nn.Module]:
     """The sublayers of ``model`` that a tuner can join, by name."""
-    heads = [
-        f'{name}.' for name, module in model.named_modules()
-        if isinstance(module, DETRHead)
-    ]
+    excluded = []
+    for name, module in model.named_modules():
+        if isinstance(module, DETRHead):
+            excluded.append(f'{name}.')
+        elif isinstance(module, ResNet):
+            # It freezes these whenever train() is called, tuners included.
+            excluded += [
+                f'{name}.layer{stage}.'.lstrip('.')
+                for stage in range(1, module.frozen_stages + 1)
+            ]
     found = {}
     for name, module in model.named_modules():
         if type(module) not in TUNED_CLASSES:
             continue
-        if any(f'{name}.'.startswith(head) for head in heads):
+        if any(f'{name}.'.startswith(prefix) for prefix in excluded):
             continue
-        if name not in trained:  # what is trained in full needs no tuner
-            found[name] = module
+        if name in trained:  # what is trained in full needs no tuner
+            continue
+        found[name] = module
     return found
 
 
@@ -129,17 +145,14 @@ def plan_tuning(model: nn.Module, tuning: dict, trained: List[str]):
     """Pairs of a sublayer and the tuners it gets."""
     sublayers = _sublayers(model, trained)
     plan = {}
-    for site in ('ffn', 'attn'):
+    for site in SITES:
         at_site = [
             n for n, m in sublayers.items()
             if TUNED_CLASSES[type(m)].site == site
         ]
-        for cfg in tuning[site]:
+        for cfg in tuning.get(site, []):
             cls = tuner_class(cfg)
-            if site not in cls.sites:
-                raise ValueError(
-                    f'{site}={cls.__name__}: a prefix needs an attention, and '
-                    f'a feed-forward network has none; name it under attn')
+            check_site(cls, site)
             patterns = [tuning['where'], cfg.get('where', [])]
             names = [
                 n for n in at_site if all(
@@ -164,8 +177,9 @@ def _check_where(model: nn.Module, tuning: dict, names: List[str]) -> None:
     """Refuse a pattern of a ``where`` that no sublayer has; beside one that
     matches it would go unseen."""
     patterns = list(tuning['where'])
-    for cfg in tuning['ffn'] + tuning['attn']:
-        patterns += cfg.get('where', [])
+    for site in SITES:
+        for cfg in tuning.get(site, []):
+            patterns += cfg.get('where', [])
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in names):
             raise ValueError(

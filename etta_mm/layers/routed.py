@@ -24,7 +24,8 @@ from mmengine.model import BaseModel, ModuleDict
 from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
 from torch import Tensor, nn
 
-from ..tuners import LoRA, ParallelAdapter, ScaledPrefix, SerialAdapter
+from ..tuners import (ConvAdapter, LoRA, ParallelAdapter, ScaledPrefix,
+                      SerialAdapter)
 from .routing import Routing
 
 _MISSING = object()
@@ -95,7 +96,7 @@ class RoutedSublayer(Routed):
 
     def adapt(self, x: Tensor, h: Tensor) -> Tensor:
         return self._route(super().adapt, (x, h), None, ParallelAdapter,
-                           SerialAdapter, LoRA)
+                           SerialAdapter, LoRA, ConvAdapter)
 
     def add_prefix(self, x: Tensor, h: Tensor) -> Tensor:
         return self._route(super().add_prefix, (x, h), None, ScaledPrefix)

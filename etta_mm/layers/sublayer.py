@@ -5,8 +5,8 @@ from typing import List, Tuple
 from mmengine.model import ModuleDict
 from torch import Tensor
 
-from ..tuners import (LoRA, ParallelAdapter, SerialAdapter, Tuner, build_tuner,
-                      tuner_class)
+from ..tuners import (ConvAdapter, LoRA, ParallelAdapter, SerialAdapter, Tuner,
+                      build_tuner, tuner_class)
 
 
 class TunedSublayer:
@@ -26,7 +26,7 @@ class TunedSublayer:
         *args, **kwargs: The parent's.
     """
 
-    site: str  # 'ffn' or 'attn'
+    site: str  # 'ffn', 'attn' or 'conv'
     tuning_enabled = True
 
     def __init__(self, *args, tuning=None, **kwargs) -> None:
@@ -42,10 +42,7 @@ class TunedSublayer:
         self.tuners = ModuleDict()
         for cfg in as_list(tuning):
             cls = tuner_class(cfg)
-            if self.site not in cls.sites:
-                raise ValueError(
-                    f'{cls.__name__} needs an attention, and '
-                    f'{type(self).__name__} has none; name it under attn')
+            check_site(cls, self.site)
             self.add_tuner(cls, cfg)
 
     def add_tuner(self, cls: type, cfg: dict) -> None:
@@ -69,7 +66,8 @@ class TunedSublayer:
         """Add what the adapters learned to the frozen output.
 
         Args:
-            x (Tensor): Input of the sublayer, any shape (..., embed_dims).
+            x (Tensor): Input of the sublayer, any shape (..., embed_dims); of
+                a block (bs, c, h, w).
             h (Tensor): Its frozen output before the residual, same shape.
 
         Returns:
@@ -79,7 +77,7 @@ class TunedSublayer:
             if isinstance(tuner, ParallelAdapter):
                 h = h + tuner(x)
         for tuner in self.active_tuners:
-            if isinstance(tuner, SerialAdapter):
+            if isinstance(tuner, (SerialAdapter, ConvAdapter)):
                 h = h + tuner(h)
         return h
 
@@ -89,6 +87,27 @@ def as_list(tuning) -> List[dict]:
     if tuning is None:
         return []
     return list(tuning) if isinstance(tuning, (list, tuple)) else [tuning]
+
+
+def check_site(cls: type, site: str) -> None:
+    """Check that a tuner can stand at a site.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if site in cls.sites:
+        return
+    if cls.sites == ('attn', ):
+        why = ('a prefix needs an attention, and this is none; name it under '
+               'attn')
+    elif cls.sites == ('conv', ):
+        why = ('it works on feature maps, behind the blocks of a ResNet; name '
+               'it under conv')
+    else:
+        why = ('it works on tokens, in a transformer; the tuner of a '
+               "convolutional backbone is conv=dict(type='ConvAdapter', "
+               'bottleneck_dims=...)')
+    raise ValueError(f'{site}={cls.__name__}: {why}')
 
 
 def is_lora(cls: type) -> bool:

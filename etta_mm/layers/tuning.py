@@ -33,6 +33,8 @@ def apply_tuning(model: nn.Module, tuning: dict) -> nn.Module:
             - ``ffn``, ``attn`` (dict | list[dict], optional): Tuners of every
               feed-forward network and of every attention. A tuner may have a
               ``where`` of its own.
+            - ``conv`` (dict | list[dict], optional): Likewise of every block
+              of a ResNet, but for those that its ``frozen_stages`` freeze.
             - ``train`` (str | list[str], optional): Submodules or parameters
               trained in full: their names, or regular expressions that match
               a whole name.

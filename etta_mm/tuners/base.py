@@ -18,7 +18,7 @@ class Tuner(BaseModule):
 
     Attributes:
         sites (tuple[str]): The sublayers at which the tuner can stand, of
-            'ffn' and 'attn'.
+            'ffn', 'attn' and 'conv'.
         is_identity_at_start (bool): Whether the tuned sublayer's output
             equals the frozen one's until the first step.
     """

@@ -6,10 +6,12 @@ from mmengine.registry import MODELS
 
 from .adapter import ParallelAdapter, SerialAdapter
 from .base import Tuner
+from .conv_adapter import ConvAdapter
 from .lora import LoRA
 from .prefix import Prefix, ScaledPrefix
 
-TUNERS = (ParallelAdapter, SerialAdapter, ScaledPrefix, Prefix, LoRA)
+TUNERS = (ParallelAdapter, SerialAdapter, ScaledPrefix, Prefix, LoRA,
+          ConvAdapter)
 
 
 def tuner_class(cfg: dict) -> type:

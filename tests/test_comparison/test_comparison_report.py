@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from fakes import TWO, make_checkout, write_plan
 
-from etta_mm.comparison import (Comparison, find_slots, read_plan, read_rows,
-                                summarize, write_report, write_rows)
+from etta_mm.comparison import (Comparison, find_slots, overview, read_plan,
+                                read_rows, replace_table, summarize,
+                                write_report, write_rows)
 
 ROOT = Path(__file__).resolve().parents[2]
 EVIDENCE = sorted(
@@ -97,3 +98,29 @@ def test_the_shipped_table_is_that_of_its_results(folder, tmp_path):
     write_report(plan, read_rows(folder / 'results.json'), tmp_path)
     assert (tmp_path / 'README.md').read_bytes() == (folder /
                                                      'README.md').read_bytes()
+
+
+def test_the_readme_has_the_figures_of_the_comparisons():
+    text = (ROOT / 'README.md').read_text()
+    assert replace_table(text, overview(ROOT)) == text
+
+
+def test_an_unfinished_method_has_no_figure_in_the_overview(done, root):
+    plan = root / 'configs/comparison/vit_rivals.py'
+    plan.parent.mkdir(exist_ok=True)
+    write_plan(root, seeds=[0, 1]).rename(plan)
+    for name in ('detr_rivals', 'deformable_detr_rivals'):
+        plan.with_stem(name).write_text(plan.read_text())
+    out = root / 'docs/evidence/vit_rivals'
+    out.mkdir(parents=True)
+    rows = [
+        row for row in read_rows(done[1] / 'results.json')
+        if (row['method'], row['seed']) != ('B', 1)
+    ]
+    write_rows(out / 'results.json', rows)
+    lines = overview(root)
+    assert lines[2] == ('| A | 63.50 ± 0.71 (25.00 %) | not yet run | not yet '
+                        'run |')
+    assert lines[3] == '| B | not yet run | not yet run | not yet run |'
+    with pytest.raises(ValueError, match='there is no .*results'):
+        replace_table('# Title', lines)

@@ -60,7 +60,8 @@ def test_quick_without_its_section_is_refused(root):
 def test_quick_keeps_what_its_section_names(root):
     quick = dict(methods=['A'], seeds=[1], epochs=1, search=False)
     plan = read_plan(write_plan(root, quick=quick), root, quick=True)
-    assert (plan.name, plan.seeds, plan.num_runs) == ('plan_quick', [1], 1)
+    assert (plan.name, plan.seeds) == ('plan_quick', [1])
+    assert [(p.method, p.rates) for p in plan.points] == [('A', (3e-3, ))]
     cfg = resolve(plan, Run(plan.points[0], 3e-3, 1), root).cfg
     assert plan.points[0].rates == (3e-3, )
     assert cfg.train_cfg.max_epochs == 1
@@ -149,7 +150,7 @@ def test_the_rivals_train_as_much_as_etta(name, least):
 
 
 @pytest.mark.parametrize(
-    'name', ['vit_defaults', 'vit_placement', 'vit_split', 'detr_where',
+    'name', ['vit_defaults', 'vit_placement', 'vit_split', 'detr_where', 'detr_gap',
              'deformable_detr_gap'])
 def test_every_method_of_a_plan_trains_a_small_share(name):
     for (method, budget), percent in percents(name).items():

@@ -29,7 +29,8 @@ def write_plan(folder: Path) -> Path:
             ffn=dict(bottleneck_dims=6), attn=dict(num_prefix=3)),
         'model.head.in_channels': 24,
         'default_hooks.logger.interval': 1,
-        'default_hooks.checkpoint.interval': 1
+        'default_hooks.checkpoint.interval': 1,
+        'train_cfg.val_interval': 5
     }
     for split in NUM_IMAGES:
         loader = f'{split}_dataloader'

@@ -11,6 +11,7 @@ from fakes import RATES, TWO, calls, write_plan
 
 from etta_mm.comparison import (BusyError, Comparison, Slot, find_slots,
                                 read_plan)
+from etta_mm.comparison.plan import MAX_BEYOND
 
 CRASH = dict(
     name='crash', config='configs/fake.py', options={'behaviour.crash': True})
@@ -34,6 +35,36 @@ def test_the_rate_is_chosen_by_validation_and_only_the_chosen_is_tested(root):
         (0.001, 0, 'search', None), (0.01, 0, 'search', None),
         (0.003, 0, 'final', 63.), (0.003, 1, 'final', 64.)
     ]
+
+
+@pytest.mark.parametrize('rates, trained', [
+    ([3e-4, 1e-3], [3e-4, 1e-3, 3e-3, 1e-2]),
+    ([1e-2, 3e-2], [1e-2, 3e-2, 3e-3, 1e-3]),
+    ([8e-4, 2e-3], [8e-4, 2e-3, 1e-2]),
+])
+def test_a_search_goes_on_until_the_best_rate_lies_between_two(
+        root, rates, trained):
+    methods = [dict(TWO[0], lr=rates)]
+    failed, rows = compare(root, methods=methods, seeds=[0])
+    done = calls(root)
+    assert done[:-1] == [f'train {rate:g} 0' for rate in trained]
+    best = min(trained, key=lambda rate: abs(rate - 3e-3))
+    assert not failed and done[-1] == f'test {best:g} 0'
+    report = (root / 'out/README.md').read_text()
+    assert all(f'{rate:g}: ' in report for rate in trained)
+    assert compare(root, methods=methods, seeds=[0])[1] == rows
+    assert calls(root) == []
+
+
+def test_a_search_ends_where_no_rate_is_best_or_all_beyond_are_better(root):
+    plan = read_plan(write_plan(root, methods=TWO[:1]), root)
+    point, values = plan.points[0], dict.fromkeys(RATES)
+    assert len(plan.candidates(point, values)) == len(RATES)
+    rates = {rate: 0. for rate in RATES}
+    for _ in range(2 * MAX_BEYOND):
+        values = {rate: rate for rate in rates}
+        rates = [run.rate for run in plan.candidates(point, values)]
+    assert rates == [*RATES, 3e-2, 1e-1, 3e-1, 1.]
 
 
 def test_a_search_seed_of_its_own_counts_for_nothing_but_the_search(root):
@@ -77,6 +108,21 @@ def test_results_json_alone_is_enough_to_know_a_finished_run(root):
     (root / 'work').rename(root / 'gone')
     assert compare(root, methods=TWO[:1], seeds=[0])[1] == before
     assert calls(root) == []
+
+
+def test_plans_share_their_runs(root):
+    compare(root, methods=TWO[:1], seeds=[0])
+    calls(root)
+    (root / 'out').rename(root / 'before')
+    (root / 'work').rename(root / 'gone')
+    (root / 'other').mkdir()
+    (root / 'other/results.json').write_text('{"losses": []}')
+    _, rows = compare(root, methods=TWO, seeds=[0, 1], claims=['C9'])
+    assert sorted(calls(root)) == [
+        'test 0.001 0', 'test 0.001 1', 'test 0.003 1', 'train 0.001 0',
+        'train 0.001 1', 'train 0.003 1'
+    ]
+    assert all(row['claims'] == ['C9'] for row in rows)
 
 
 def test_changed_settings_are_another_run(root):

@@ -58,8 +58,11 @@ ALL = (*MAIN, 'deformable_refine', 'deformable_twostage', 'conditional_detr',
 
 
 def with_train(host_name, tuning, index):
+    tuning = copy.deepcopy(tuning)
+    if index == 0 and HOSTS[host_name].convs:
+        tuning['conv'] = dict(type='ConvAdapter', bottleneck_dims=3)
     train = TRAIN.get(host_name, TRAIN['detector'])[index]
-    return dict(copy.deepcopy(tuning), train=train)
+    return dict(tuning, train=train)
 
 
 def move(model, seed):

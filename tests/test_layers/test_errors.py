@@ -61,6 +61,14 @@ BAD_TUNINGS = {
                         ['ScaledPrefix', 'attention', 'attn']),
     'a standard prefix at ffn': (dict(ffn=STANDARD), ValueError,
                                  ['Prefix', 'attention']),
+    'an adapter of tokens at conv':
+    (dict(conv=ADAPTER), ValueError, ['ParallelAdapter', 'ConvAdapter']),
+    'an adapter of feature maps at ffn':
+    (dict(ffn=dict(type='ConvAdapter', bottleneck_dims=2)), ValueError,
+     ['ConvAdapter', 'ResNet', 'under conv']),
+    'no bottleneck at conv':
+    (dict(conv=dict(type='ConvAdapter', bottleneck_dims=0)), ValueError,
+     ['bottleneck_dims=0']),
     'no prefix vectors': (dict(attn=dict(PREFIX, num_prefix=0)), ValueError,
                           ['num_prefix=0', 'at least 1']),
     'fewer than no prefix vectors': (dict(attn=dict(STANDARD, num_prefix=-3)),

@@ -1,0 +1,109 @@
+"""How a training step grows with the tuners, the image and the depth."""
+import dataclasses
+from statistics import median
+from typing import Dict, Iterator, List
+
+import torch
+from torch import nn
+
+from ..tuners import Tuner
+from .cases import Case, Contestant
+from .floor import count_flops, to_floor, tuner_flops
+from .measure import Clock
+from .memory import num_bytes, saved_bytes
+from .methods import etta, full, tuned
+
+#: What grows, and its values; of the image, pixels more than the case has.
+AXES: Dict[str, tuple] = dict(
+    bottleneck_dims=(50, 100, 200, 400, 800),
+    num_prefix=(10, 25, 50, 100, 200),
+    image_size=(-128, -64, 0, 64, 128),
+    depth=(2, 4, 6, 8, 10))
+METHODS = ('ETTA', 'floor', 'full fine-tuning')
+OF_TUNERS = ('bottleneck_dims', 'num_prefix')
+
+
+def growth(case: Case, steps: int = 3, warmup: int = 1) -> Iterator[dict]:
+    """Measure every method at every value of every axis.
+
+    The other sizes stay as ``case`` has them, with the paper's b = 400 and
+    l = 50. What does not depend on the tuners is measured once for both of
+    their axes.
+
+    Yields:
+        dict: ``case``, ``axis``, ``value``, ``method`` and the measures of
+        :func:`measure_step`.
+    """
+    known = {}
+    for axis, values in AXES.items():
+        for value in values:
+            if axis == 'image_size':
+                value += case.image_size[0]
+            for method in METHODS:
+                untuned = method != 'ETTA' and axis in OF_TUNERS
+                key = (method, ) if untuned else (method, axis, value)
+                if key not in known:
+                    known[key] = measure_step(
+                        contestant(case, axis, value, method), case.device,
+                        steps, warmup)
+                yield dict(
+                    case=case.name,
+                    axis=axis,
+                    value=value,
+                    method=method,
+                    **known[key])
+
+
+def contestant(case: Case, axis: str, value: int, method: str) -> Contestant:
+    """``method`` on ``case`` with one size changed.
+
+    Args:
+        case (Case): The sizes that do not change.
+        axis (str): One of :data:`AXES`.
+        value (int): Its size; images are squares.
+        method (str): One of :data:`METHODS`.
+    """
+    tuning = etta(**{axis: value}) if axis in OF_TUNERS else etta()
+    if axis == 'image_size':
+        case = dataclasses.replace(case, image_size=(value, value))
+    elif axis == 'depth':
+        case = dataclasses.replace(case, depth=value)
+    if method == 'full fine-tuning':
+        return full(case)
+    rival = tuned(case, tuning)
+    if method == 'floor':
+        to_floor(rival.model)
+    return rival
+
+
+def measure_step(rival: Contestant, device: str, steps: int,
+                 warmup: int) -> dict:
+    """What a step of ``rival`` costs.
+
+    Returns:
+        dict: ``operations`` of the products, ``own_operations`` of the tuners
+        among them, ``activation_bytes`` (kept for the backward pass),
+        ``state_bytes`` (gradients and AdamW's two moments) and ``step_s``
+        (the median).
+    """
+    model = rival.model
+    trained: List[nn.Parameter] = [
+        p for p in model.parameters() if p.requires_grad
+    ]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    seconds, clock = [], Clock(device)
+    for step in range(warmup + steps):
+        clock.lap()
+        rival.loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        lap = clock.lap()
+        if step >= warmup:
+            seconds.append(lap)
+    has_tuners = any(isinstance(m, Tuner) for m in model.modules())
+    return dict(
+        operations=count_flops(lambda: rival.loss().backward()),
+        own_operations=tuner_flops(model, rival.loss) if has_tuners else 0,
+        activation_bytes=saved_bytes(model, rival.loss),
+        state_bytes=3 * num_bytes(trained),
+        step_s=median(seconds))

@@ -1,0 +1,80 @@
+"""Parameters of equal settings share a group, and learn as they would alone."""
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from hosts import HOSTS, loss
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from torch.testing import assert_close
+
+from etta_mm.engine import build_on_meta
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+GROUPED = 'GroupedOptimWrapperConstructor'
+#: Of the head, of the tuners' biases, of LayerNorms: several settings at once.
+PARAMWISE = dict(
+    norm_decay_mult=0.,
+    bias_lr_mult=2.,
+    custom_keys=dict(bbox_head=dict(lr_mult=0.2)))
+ETTA = dict(
+    ffn=dict(type='ParallelAdapter', bottleneck_dims=4),
+    attn=dict(type='ScaledPrefix', num_prefix=3, learn_scale=True),
+    train=['bbox_head', r'.*norms\.\d\.(weight|bias)'])
+
+
+def tiny_detr():
+    torch.manual_seed(0)
+    return HOSTS['detr'].build(copy.deepcopy(ETTA)).train()
+
+
+def wrapper(model, **optimizer):
+    constructor = optimizer.pop('constructor')
+    return build_optim_wrapper(
+        model,
+        dict(
+            constructor=constructor,
+            optimizer=dict(
+                type='AdamW', lr=1e-2, weight_decay=0.1, **optimizer),
+            clip_grad=dict(max_norm=0.1),
+            paramwise_cfg=PARAMWISE))
+
+
+@pytest.mark.parametrize('fused, atol', [(False, 1e-6), (True, 1e-5)])
+def test_it_learns_as_mmengines_own_in_a_group_for_each_setting(fused, atol):
+    alone, grouped = tiny_detr(), tiny_detr()
+    steps = [
+        wrapper(alone, constructor='DefaultOptimWrapperConstructor'),
+        wrapper(grouped, constructor=GROUPED, fused=fused)
+    ]
+    for seed in range(3):
+        for model, step in zip((alone, grouped), steps):
+            torch.manual_seed(seed)
+            step.update_params(loss(model, HOSTS['detr'].batch()))
+    assert_close(
+        dict(grouped.named_parameters()),
+        dict(alone.named_parameters()),
+        rtol=0,
+        atol=atol)
+    each, few = (step.optimizer.param_groups for step in steps)
+    settings = {(g['lr'], g['weight_decay']) for g in each}
+    assert len(each) > 50 and len(few) == len(settings) == 4
+    assert [(g['lr'], g['weight_decay']) for g in few] == sorted(
+        settings, key=[(g['lr'], g['weight_decay']) for g in each].index)
+
+
+@pytest.mark.parametrize('name', [
+    'etta/et_detr_r50_coco', 'etta/et_deformable_detr_coco',
+    'etta/et_vit_l16_imagenet', 'baselines/lora_attn_detr_r101_coco'
+])
+def test_the_configs_have_all_that_is_trained_in_few_fused_groups(name):
+    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    assert cfg.optim_wrapper.optimizer.fused
+    model = build_on_meta(cfg)
+    groups = build_optim_wrapper(
+        model, cfg.optim_wrapper).optimizer.param_groups
+    given = [id(p) for group in groups for p in group['params']]
+    trained = [id(p) for p in model.parameters() if p.requires_grad]
+    assert sorted(given) == sorted(trained)
+    assert 1 <= len(groups) <= 4 < len(trained)
