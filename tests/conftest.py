@@ -18,6 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests import hosts
 torch.set_num_threads(1)
 
 
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'gpu: needs a GPU')
+
+
 @pytest.fixture(autouse=True)
 def quiet_and_seeded():
     """A fixed seed for every test, only errors in mmengine's log, no scope."""

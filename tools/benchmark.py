@@ -6,18 +6,23 @@ alike. Weights are random, nothing is downloaded.
 """
 import argparse
 import json
+import multiprocessing
+import os
 import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import torch
+# Otherwise the question for a GPU starts CUDA, which no fork survives.
+os.environ.setdefault('PYTORCH_NVML_BASED_CUDA_CHECK', '1')
+import torch  # noqa: E402
 
-from etta_mm.benchmark.cases import CASES, Case
-from etta_mm.benchmark.measure import measure
-from etta_mm.benchmark.methods import METHODS, methods_of
-from etta_mm.benchmark.report import write_report
+from etta_mm.benchmark import peers  # noqa: E402
+from etta_mm.benchmark.cases import CASES, Case  # noqa: E402
+from etta_mm.benchmark.measure import measure  # noqa: E402
+from etta_mm.benchmark.methods import METHODS, methods_of  # noqa: E402
+from etta_mm.benchmark.report import write_report  # noqa: E402
 
 
 def parse_args():
@@ -48,6 +53,11 @@ def parse_args():
     parser.add_argument('--warmup', type=int, default=3)
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--out', default='work_dirs/benchmark')
+    parser.add_argument(
+        '--fork',
+        action='store_true',
+        help='fork the processes with all imports done, which takes seconds '
+        'off each; the time to start is not measured then')
     # What a process that measures is told.
     parser.add_argument('--worker', nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -61,15 +71,44 @@ def make_case(args, name: str) -> Case:
     return Case(name, size, args.batch, args.device)
 
 
-def run_apart(args, case: str, method: str, path: Path) -> dict:
-    """Measure in a new process; what goes wrong there becomes a row."""
-    path.unlink(missing_ok=True)
+def work(args, case: str, method: str, path: Path, started=None) -> None:
+    result = measure(
+        make_case(args, case), method, args.steps, args.warmup, args.dtype,
+        args.compile, started)
+    path.write_text(json.dumps(result))
+
+
+def fork(args, case: str, method: str, path: Path) -> str:
+    """Measure in a copy of this process; what went wrong there is returned."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def target() -> None:
+        try:
+            work(args, case, method, path)
+        except Exception as error:
+            sender.send(f'{type(error).__name__}: {error}')
+
+    process = multiprocessing.get_context('fork').Process(target=target)
+    process.start()
+    process.join()
+    return receiver.recv() if receiver.poll() else f'rc {process.exitcode}'
+
+
+def spawn(args, case: str, method: str, path: Path) -> str:
+    """The same in a new process."""
     command = [sys.executable, *sys.argv, '--worker', case, method,
                str(path), str(time.time())]
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode or not path.exists():
-        lines = done.stderr.strip().splitlines() or [f'rc {done.returncode}']
-        return dict(case=case, method=method, error=lines[-1][:200])
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f'rc {done.returncode}'
+
+
+def run_apart(args, case: str, method: str, path: Path) -> dict:
+    """Measure in a process of its own; what goes wrong there becomes a row."""
+    path.unlink(missing_ok=True)
+    error = (fork if args.fork else spawn)(args, case, method, path)
+    if not path.exists():
+        return dict(case=case, method=method, error=error[:200])
     return json.loads(path.read_text())
 
 
@@ -77,14 +116,13 @@ def main():
     args = parse_args()
     if args.worker:
         case, method, path, started = args.worker
-        result = measure(
-            make_case(args, case), method, args.steps, args.warmup, args.dtype,
-            args.compile, float(started))
-        Path(path).write_text(json.dumps(result))
+        work(args, case, method, Path(path), float(started))
         return
+    if args.fork:
+        peers.preload()
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
-    runs = []
+    runs, described = [], settings(args)
     for name in args.cases:
         existing = methods_of(make_case(args, name))
         methods = [m for m in args.methods or existing if m in existing]
@@ -96,22 +134,36 @@ def main():
                 print(f'{name} {method} round {number}: ' +
                       run.get('error', 'done') +
                       f' ({time.perf_counter() - begin:.0f} s)', flush=True)
-    settings = dict(
+        report = write_report(by_method(runs), described, folder)
+    (folder / '.run.json').unlink(missing_ok=True)
+    print(report.read_text())
+    print(f'written: {report}')
+
+
+def by_method(runs: list) -> list:
+    return sorted(runs, key=lambda run: list(METHODS).index(run['method']))
+
+
+def device_name(device: str) -> str:
+    """Asked of another process: with CUDA started here, no fork could use it."""
+    if not device.startswith('cuda'):
+        return platform.machine()
+    command = f'import torch; print(torch.cuda.get_device_name({device!r}))'
+    return subprocess.check_output([sys.executable, '-c', command],
+                                   text=True).strip()
+
+
+def settings(args) -> dict:
+    return dict(
         batch=args.batch,
         image_size=args.image_size or 'default',
         dtype=args.dtype,
         compile=args.compile,
         steps=args.steps,
         rounds=args.rounds,
-        device=torch.cuda.get_device_name()
-        if args.device.startswith('cuda') else platform.machine(),
+        device=device_name(args.device),
         threads=torch.get_num_threads(),
         torch=torch.__version__)
-    runs.sort(key=lambda run: list(METHODS).index(run['method']))
-    report = write_report(runs, settings, folder)
-    (folder / '.run.json').unlink(missing_ok=True)
-    print(report.read_text())
-    print(f'written: {report}')
 
 
 if __name__ == '__main__':

@@ -104,6 +104,8 @@ class Case:
         torch.manual_seed(0)
         with DefaultScope.overwrite_default_scope(self.scope):
             model = (MMDET if self.is_detection else MMPRETRAIN).build(config)
+        if self.is_detection:  # whose level embedding is raw memory till then
+            model.init_weights()
         model.to(self.device).train()
         return model
 

@@ -1,4 +1,5 @@
 """The methods of the benchmark: how a case is fine-tuned."""
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Dict
 
@@ -66,6 +67,15 @@ def floor(case: Case) -> Contestant:
     return case.contestant(model, lambda path: torch.save({}, path))
 
 
+def hf_peft_lora(case: Case) -> Contestant:
+    """peft's LoRA with as many parameters as ETTA's tuners have."""
+    model = tuned_model(replace(case, device='meta'), etta())
+    return peers.hf_peft_lora(
+        case,
+        sum(p.numel() for name, p in model.named_parameters()
+            if '.tuners.' in name))
+
+
 def _of(tuning: dict, **switches) -> Callable[[Case], Contestant]:
     return lambda case: tuned(case, tuning, **switches)
 
@@ -82,7 +92,7 @@ METHODS: Dict[str, Callable[[Case], Contestant]] = dict(
     lora=_of(dict(attn=dict(type='LoRA', rank=peers.RANK))),
     prefix=_of(dict(attn=dict(type='Prefix', num_prefix=50))),
     full=full,
-    hf_peft_lora=peers.hf_peft_lora,
+    hf_peft_lora=hf_peft_lora,
     mmpretrain_lora=peers.mmpretrain_lora,
 )
 

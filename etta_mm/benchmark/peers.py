@@ -1,8 +1,8 @@
 """Other toolboxes on the same tasks, with random weights.
 
 Hugging Face's models tuned with its peft, and mmpretrain's ``LoRAModel``. Not
-the same code as the host's, so the models differ in detail; their batch, image
-size and rank are the same.
+the same code as the host's, so the models differ in detail; their batch and
+image size are the same.
 """
 from pathlib import Path
 from typing import Callable
@@ -18,17 +18,35 @@ HEADS = ('class_labels_classifier', 'bbox_predictor', 'class_embed',
 NUM_CLASSES = dict(detection=80, classification=1000)
 
 
-def hf_peft_lora(case: Case) -> Contestant:
+def preload() -> None:
+    """Import what the peers need, which takes seconds."""
+    import peft  # noqa: F401
+    from transformers import (DeformableDetrForObjectDetection,  # noqa: F401
+                              DetrForObjectDetection,
+                              ViTForImageClassification)
+
+
+def hf_peft_lora(case: Case, num_parameters: int) -> Contestant:
     """transformers' DETR, Deformable DETR or ViT with peft's LoRA at the
-    query and value projections, and the head."""
+    query and value projections, and the head.
+
+    Args:
+        case (Case): The case.
+        num_parameters (int): About how many LoRA has: what its rank follows
+            from.
+    """
     from peft import LoraConfig, get_peft_model
     torch.manual_seed(0)
     if case.is_detection:
         model, targets = _hf_detector(case)
     else:
         model, targets = _hf_vit(case)
+    widths = sum(
+        m.in_features + m.out_features for name, m in model.named_modules()
+        if name.rpartition('.')[2] in targets)
+    rank = max(round(num_parameters / widths), 1)
     model = get_peft_model(
-        model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))
+        model, LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
     for name, parameter in model.named_parameters():
         # peft's modules_to_save takes no list, which these heads may be.
         if any(f'.{head}.' in name for head in HEADS):

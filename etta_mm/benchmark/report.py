@@ -93,6 +93,7 @@ def markdown(summary: dict, settings: dict) -> str:
                     *(f'{1e3 * seconds:.1f}'
                       for seconds in found['latency_s'].values()),
                     _megabytes(found['checkpoint_bytes'], 2),
+                    '' if found['start_s'] is None else
                     f'{found["start_s"]:.1f}',
                 ]))
     return '\n'.join(lines) + '\n'

@@ -1,6 +1,7 @@
 """One run: a training by tools/train.py, then a test by tools/test.py."""
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,7 @@ class Execution:
         """The row if the run has ended, in whatever way, else None."""
         pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
         if pid == 0:
+            self.resident = _resident_bytes(self.process.pid) or self.resident
             return None
         self.process.returncode = os.waitstatus_to_exitcode(status)
         if self.process.returncode != 0:
@@ -93,6 +95,7 @@ class Execution:
 
     def _start(self, tool: str, *args) -> None:
         command = [sys.executable, self.root / 'tools' / tool, *args]
+        self.resident = 0
         with open(self.folder / 'output.log', 'ab') as log:
             self.process = subprocess.Popen([str(word) for word in command],
                                             cwd=self.root,
@@ -110,9 +113,10 @@ class Execution:
             between its last checkpoint and its last validation.
         """
         cfg, row = self.settings.cfg, self.row
-        # Kilobytes on Linux, bytes on macOS.
-        resident = usage.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
-        figures = dict(peak_memory_bytes=max(resident,
+        # Kilobytes on Linux, bytes on macOS. On Linux it has in it what this
+        # process held at the fork, so that what was seen of the run is better.
+        reported = usage.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+        figures = dict(peak_memory_bytes=max(self.resident or reported,
                                              row['peak_memory_bytes'] or 0))
         figures.update(
             measure(self.folder / 'train', row['metric'],
@@ -159,6 +163,16 @@ class Execution:
     def _save(self) -> None:
         write_atomically(self.folder / RECORD,
                          json.dumps(self.row, indent=1).encode())
+
+
+def _resident_bytes(pid: int) -> int:
+    """The highest resident memory of a process so far, 0 if not known."""
+    try:
+        text = Path(f'/proc/{pid}/status').read_text()
+    except OSError:
+        return 0
+    found = re.search(r'VmHWM:\s+(\d+) kB', text)
+    return int(found[1]) * 1024 if found else 0
 
 
 def _lost_time(row: dict, folder: Path) -> float:

@@ -45,19 +45,23 @@ class Slot:
 def find_slots(jobs: Optional[int] = None) -> List[Slot]:
     """Divide the machine among ``jobs`` runs.
 
+    More runs than GPUs share these in turn, which small models leave room
+    for; each then has cores of its own, and the device says by how many it is
+    shared.
+
     Args:
         jobs (int, optional): How many at once. Defaults to one per GPU, or to
             1 where there is none.
 
     Raises:
-        ValueError: If there is no GPU, or no core, for each of them.
+        ValueError: If there is neither a GPU nor a core for each of them.
     """
     gpus = torch.cuda.device_count()
     cores = (
         sorted(os.sched_getaffinity(0)) if sys.platform == 'linux' else list(
             range(os.cpu_count())))
     jobs = (gpus or 1) if jobs is None else jobs
-    room = gpus or len(cores)
+    room = max(gpus, len(cores))
     if not 1 <= jobs <= room:
         raise ValueError(f'--jobs {jobs}: this machine has room for 1 to '
                          f'{room} ({gpus} GPUs, {len(cores)} CPU cores)')
@@ -68,8 +72,12 @@ def find_slots(jobs: Optional[int] = None) -> List[Slot]:
     for index in range(jobs):
         own = tuple(cores[index * share:(index + 1) * share]) or tuple(cores)
         if gpus:
-            slots.append(
-                Slot(own, visible[index], torch.cuda.get_device_name(index)))
+            gpu = index % gpus
+            sharing = len(range(gpu, jobs, gpus))
+            name = torch.cuda.get_device_name(gpu)
+            if sharing > 1:
+                name += f', shared by {sharing}'
+            slots.append(Slot(own, visible[gpu], name))
         else:
             threads = Slot(own, None, '').environment()['OMP_NUM_THREADS']
             plural = '' if threads == '1' else 's'

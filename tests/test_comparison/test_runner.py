@@ -1,6 +1,7 @@
 """Which runs a comparison makes, and what it makes of those that end badly."""
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -81,7 +82,11 @@ def test_a_row_holds_what_the_logs_say(root):
     assert row['step_time_s'] == 0.1  # 9 s is the first log interval
     assert row['samples_per_s'] == 8 / 0.1
     assert row['trained_percent'] == 25
-    assert 1e6 < row['peak_memory_bytes'] < 1e9 and row['wall_s'] > 0
+    # Of a run too short to be looked at, the system's count is taken, which
+    # holds what the parent had.
+    parent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert 1e6 < row['peak_memory_bytes'] < 1e9 + parent
+    assert row['wall_s'] > 0
     assert (row['host'], row['claims'], row['metric']) == ('Fake', ['C0'],
                                                            'accuracy/top1')
 

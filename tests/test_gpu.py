@@ -1,0 +1,169 @@
+"""What only a GPU can show: ``pytest tests -m gpu``.
+
+The tiny hosts in single precision on both devices, mixed precision against it,
+compiled layers against eager ones, and memory as the allocator counts it.
+"""
+import copy
+
+import pytest
+import torch
+from hosts import HOSTS, loss, output
+from mmcv.ops.multi_scale_deform_attn import (
+    MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch)
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from etta_mm.benchmark.cases import Case
+from etta_mm.benchmark.measure import compile_parts, measure
+
+DEVICE = 'cuda'
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+]
+TUNING = dict(
+    ffn=dict(type='ParallelAdapter', bottleneck_dims=6),
+    attn=dict(type='ScaledPrefix', num_prefix=3))
+SYSTEMS = ('vit', 'detr', 'deformable', 'deformable_refine',
+           'deformable_twostage')
+CLOSE = dict(rtol=1e-3, atol=1e-4)
+STEPS = 4
+
+
+@pytest.fixture(autouse=True)
+def single_precision():
+    """Products of ten bits less would hide what is compared."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield
+    for backend, value in zip(backends, before):
+        backend.allow_tf32 = value
+
+
+def build(name: str) -> nn.Module:
+    """A host with the base's random weights and tuners none of which is 0."""
+    model = HOSTS[name].build(copy.deepcopy(TUNING))
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        key: 0.3 * torch.randn(tensor.shape, generator=generator)
+        for key, tensor in model.state_dict().items() if '.tuners.' in key
+    }
+    model.load_state_dict(state | HOSTS[name].base_weights())
+    return model.eval()
+
+
+def gradients(model: nn.Module, batch: dict) -> list:
+    """Without dropout, whose masks differ between devices."""
+    model.eval()
+    model.training = True
+    found = loss(model, batch)
+    found.backward()
+    grads = [p.grad for p in model.parameters() if p.requires_grad]
+    return [found.detach(), *grads]
+
+
+def cpu(tensors):
+    """The same nest of tensors in the host's memory."""
+    if isinstance(tensors, Tensor):
+        return tensors.detach().cpu()
+    return [cpu(tensor) for tensor in tensors if tensor is not None]
+
+
+def test_the_cuda_op_samples_as_the_cpu_path_does():
+    shapes = torch.tensor([[7, 5], [1, 3], [2, 2]])
+    starts = torch.tensor([0, 35, 38])
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*shape, low=0., high=1.) -> Tensor:
+        values = torch.rand(shape, generator=generator)
+        return (low + (high - low) * values).requires_grad_()
+
+    given = (leaf(2, 42, 4, 8, low=-1.), leaf(2, 150, 4, 3, 4, 2, low=-.2,
+                                              high=1.2),
+             leaf(2, 150, 4, 3, 4))
+    expected = multi_scale_deformable_attn_pytorch(given[0], shapes, *given[1:])
+    weight = torch.randn(expected.shape, generator=generator)
+    moved = [t.detach().to(DEVICE).requires_grad_() for t in given]
+    found = MultiScaleDeformableAttnFunction.apply(
+        moved[0], shapes.to(DEVICE), starts.to(DEVICE), *moved[1:], 64)
+    assert_close(cpu(found), cpu(expected), rtol=1e-5, atol=1e-5)
+    assert_close(
+        cpu(torch.autograd.grad((found * weight.to(DEVICE)).sum(), moved)),
+        cpu(torch.autograd.grad((expected * weight).sum(), given)),
+        rtol=1e-4,
+        atol=1e-4)
+
+
+@pytest.mark.parametrize('name', SYSTEMS)
+def test_outputs_losses_and_gradients_are_the_cpus(name):
+    batch = HOSTS[name].batch()
+    model, moved = build(name), build(name).to(DEVICE)
+    assert_close(
+        cpu(output(moved, batch)), cpu(output(model, batch)), **CLOSE)
+    assert_close(
+        cpu(gradients(moved, batch)), cpu(gradients(model, batch)), **CLOSE)
+
+
+def train(name: str, wrapper: type, **kwargs):
+    """The losses of a few steps on one batch, and the model behind them."""
+    torch.manual_seed(0)
+    model = build(name).to(DEVICE)
+    model.training = True
+    batch = HOSTS[name].batch()
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    wrapper = wrapper(optimizer=optimizer, **kwargs)
+    losses = []
+    for _ in range(STEPS):
+        with wrapper.optim_context(model):
+            found = loss(model, batch)
+        wrapper.update_params(found)
+        losses.append(found.item())
+    return torch.tensor(losses), model
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+@pytest.mark.parametrize('name', ['vit', 'detr', 'deformable'])
+def test_mixed_precision_trains_as_single_precision_does(name, dtype):
+    scale = dict(init_scale=256.) if dtype == 'float16' else 1.
+    single, _ = train(name, OptimWrapper)
+    mixed, model = train(name, AmpOptimWrapper, dtype=dtype, loss_scale=scale)
+    assert_close(mixed, single, rtol=2e-2, atol=2e-2)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    base = HOSTS[name].base_weights()
+    start = build(name).state_dict()
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert not torch.equal(parameter.cpu(), start[key]), key
+        else:
+            assert torch.equal(parameter.cpu(), base[key]), key
+
+
+@pytest.mark.parametrize('name', ['vit', 'detr', 'deformable'])
+def test_compiled_layers_are_the_eager_ones(name):
+    torch._dynamo.reset()
+    batch = HOSTS[name].batch()
+    model, compiled = build(name).to(DEVICE), build(name).to(DEVICE)
+    compile_parts(compiled)
+    assert_close(
+        cpu(output(compiled, batch)), cpu(output(model, batch)), **CLOSE)
+    assert_close(
+        cpu(gradients(compiled, batch)), cpu(gradients(model, batch)), **CLOSE)
+
+
+@pytest.mark.parametrize('name', ['detr_r50', 'deformable', 'vit_l16'])
+def test_the_allocator_sees_the_memory_that_is_saved(name):
+    """Without the weights: these are equal, and of a small batch most."""
+    size = (224, 224) if name.startswith('vit') else (480, 640)
+    peaks = {}
+    for method in ('etta', 'full'):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        found = measure(Case(name, size, 4, DEVICE), method, 2, 1)
+        peaks[method] = (
+            torch.cuda.max_memory_allocated() - held - found['weight_bytes'])
+    assert peaks['etta'] < 0.75 * peaks['full']
