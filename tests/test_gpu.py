@@ -125,8 +125,11 @@ def train(name: str, wrapper: type, **kwargs):
     return torch.tensor(losses), model
 
 
-@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
-@pytest.mark.parametrize('name', ['vit', 'detr', 'deformable'])
+# mmcv's focal loss has no bfloat16 on CUDA.
+@pytest.mark.parametrize('name, dtype', [
+    ('vit', 'float16'), ('vit', 'bfloat16'), ('detr', 'float16'),
+    ('detr', 'bfloat16'), ('deformable', 'float16')
+])
 def test_mixed_precision_trains_as_single_precision_does(name, dtype):
     scale = dict(init_scale=256.) if dtype == 'float16' else 1.
     single, _ = train(name, OptimWrapper)
@@ -162,8 +165,6 @@ def test_the_allocator_sees_the_memory_that_is_saved(name):
     for method in ('etta', 'full'):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
         found = measure(Case(name, size, 4, DEVICE), method, 2, 1)
-        peaks[method] = (
-            torch.cuda.max_memory_allocated() - held - found['weight_bytes'])
+        peaks[method] = found['peak_bytes'] - found['weight_bytes']
     assert peaks['etta'] < 0.75 * peaks['full']

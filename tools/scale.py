@@ -8,7 +8,7 @@ from etta_mm.data.file import check_file
 from etta_mm.engine.user_error import exit_on_user_error
 
 ROOT = Path(__file__).resolve().parents[1]
-STORED = 'docs/evidence/benchmark/benchmark.json'
+STORED = 'docs/evidence/benchmark/detr_b2/benchmark.json'
 
 
 def main(argv=None):

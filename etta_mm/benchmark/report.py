@@ -17,6 +17,10 @@ COLUMNS = ('method', 'trained %', 'forward ms', 'backward ms', 'optimizer ms',
            'infer 1 ms', 'infer 8 ms', 'checkpoint MB', 'start s')
 
 
+RATIOS = ('case', 'step / full', 'step / floor', 'step / peft LoRA',
+          'peak memory / full', 'infer 1 / base', 'infer 8 / base')
+
+
 def summarise(runs: List[dict], batch: int) -> Dict[str, Dict[str, dict]]:
     """Medians over the steps of all rounds, by case and method.
 
@@ -68,6 +72,10 @@ def _summary(group: List[dict], batch: int) -> dict:
 def markdown(summary: dict, settings: dict) -> str:
     """A table for each case."""
     lines = ['Settings: ' + ', '.join(f'{k} {v}' for k, v in settings.items())]
+    lines += ['', '## ETTA against the others', '', table_row(RATIOS),
+              table_row(['---'] + ['---:'] * (len(RATIOS) - 1))]
+    lines += [table_row(ratios(case, found))
+              for case, found in summary.items()]
     for case, methods in summary.items():
         floor = methods.get('floor', {}).get('step_s')
         lines += ['', f'## {case}', '', table_row(COLUMNS),
@@ -97,6 +105,29 @@ def markdown(summary: dict, settings: dict) -> str:
                     f'{found["start_s"]:.1f}',
                 ]))
     return '\n'.join(lines) + '\n'
+
+
+def ratios(case: str, methods: Dict[str, dict]) -> List[str]:
+    """What ETTA takes, in units of another method's; '' if not measured."""
+    own = _flat(methods.get('etta', {}))
+
+    def ratio(key: str, other: str) -> str:
+        theirs = _flat(methods.get(other, {})).get(key)
+        return f'{own[key] / theirs:.2f}' if theirs and key in own else ''
+
+    return [
+        case,
+        *(ratio('step_s', other)
+          for other in ('full', 'floor', 'hf_peft_lora')),
+        ratio('peak_bytes', 'full'),
+        ratio('latency_1', 'base'),
+        ratio('latency_8', 'base')
+    ]
+
+
+def _flat(found: dict) -> dict:
+    latency = found.get('latency_s', {})  # JSON makes text of its numbers
+    return dict(found, **{f'latency_{size}': t for size, t in latency.items()})
 
 
 def table_row(cells) -> str:

@@ -1,12 +1,15 @@
 """The benchmark's report: medians, failures and files."""
 import json
+from pathlib import Path
 
 import pytest
 
 from etta_mm.benchmark.cases import CASES, Case
 from etta_mm.benchmark.methods import METHODS, methods_of
-from etta_mm.benchmark.report import summarise, write_report
+from etta_mm.benchmark.report import (markdown, ratios, summarise,
+                                      write_report)
 
+SHIPPED = Path(__file__).parents[2] / 'docs/evidence/benchmark'
 SETTINGS = dict(batch=4, device='cpu')
 
 
@@ -55,8 +58,32 @@ def test_every_table_has_as_many_cells_in_each_row(tmp_path):
     failed = dict(case='vit_b16', method='lora', error='out of memory')
     text = write_report([run('base', [1.]), failed], SETTINGS,
                         tmp_path).read_text()
-    rows = [line for line in text.splitlines() if line.startswith('|')]
-    assert len({row.count('|') for row in rows}) == 1
+    tables = [part for part in text.split('\n\n') if part.startswith('|')]
+    assert len(tables) == 2
+    for table in tables:
+        rows = table.strip().splitlines()
+        assert len({row.count('|') for row in rows}) == 1
+
+
+def test_the_ratios_are_those_of_etta_to_the_others():
+    runs = [
+        run('base', [1.], latency_s={'1': [2.], '8': [8.]}),
+        run('full', [7.], peak_bytes=4),
+        run('etta', [3.], peak_bytes=1, latency_s={'1': [1.], '8': [10.]}),
+        dict(case='vit_b16', method='floor', error='out of memory')
+    ]
+    found = summarise(runs, batch=4)
+    assert ratios('vit_b16', found['vit_b16']) == [
+        'vit_b16', '0.50', '', '', '0.25', '0.50', '1.25'
+    ]
+
+
+@pytest.mark.parametrize(
+    'path', sorted(SHIPPED.glob('*/benchmark.json')), ids=lambda p: p.parent.name)
+def test_a_shipped_table_is_that_of_its_measurements(path):
+    found = json.loads(path.read_text())
+    assert path.with_suffix('.md').read_text() == markdown(
+        found['summary'], found['settings'])
 
 
 @pytest.mark.parametrize('name', CASES)
