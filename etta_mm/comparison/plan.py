@@ -59,9 +59,10 @@ class Plan:
         """The runs that search the learning rate of ``point``, as far as they
         are known by now.
 
-        When all have ended and the best lies at an end, the next rate beyond
-        joins them, half a power of ten away (1e-3, 3e-3, 1e-2): a rate is
-        chosen between two that are worse, not where the plan stopped looking.
+        When all have ended and the best, or one as good, lies at an end, the
+        next rate beyond joins them, half a power of ten away (1e-3, 3e-3,
+        1e-2): a rate is chosen between two that are worse, not where the plan
+        stopped looking.
 
         Args:
             point (Point): One of the plan.
@@ -77,11 +78,11 @@ class Plan:
             able = [rate for rate in rates if values[rate] is not None]
             if not able:
                 break
-            best = max(able, key=lambda rate: (values[rate], -rate))
-            if best == rates[-1]:
-                rates.append(beyond(best, 1))
-            elif best == rates[0]:
-                rates.insert(0, beyond(best, -1))
+            top = max(values[rate] for rate in able)
+            if values[rates[-1]] == top:  # also if a lower one is as good
+                rates.append(beyond(rates[-1], 1))
+            elif values[rates[0]] == top:
+                rates.insert(0, beyond(rates[0], -1))
             else:
                 break
         return [Run(point, rate, self.search_seed) for rate in rates]

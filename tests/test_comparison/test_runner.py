@@ -68,6 +68,13 @@ def test_a_search_ends_where_no_rate_is_best_or_all_beyond_are_better(root):
     assert rates == [*RATES, 3e-2, 1e-1, 3e-1, 1.]
 
 
+def test_a_search_goes_on_from_an_end_that_is_as_good_as_the_best(root):
+    plan = read_plan(write_plan(root, methods=TWO[:1]), root)
+    for values, added in (([1., 9., 9.], 3e-2), ([9., 9., 1.], 3e-4)):
+        found = plan.candidates(plan.points[0], dict(zip(RATES, values)))
+        assert {run.rate for run in found} == {*RATES, added}
+
+
 def test_a_search_seed_of_its_own_counts_for_nothing_but_the_search(root):
     _, rows = compare(root, methods=TWO[:1], seeds=[1, 2], search_seed=0)
     assert [(r['seed'], r['role'])
