@@ -4,6 +4,15 @@
 host = 'ET-ViT'
 title = 'ETTA and its rivals at one budget'
 metric = 'accuracy/top1'
+verdict = '''
+With a twentieth of the parameters trained, ETTA, the parallel adapter alone, Houlsby's
+serial adapters and LoRA with the feed-forward networks lie within the spread of the
+seeds of one another; prefixes alone are no better than the head alone, and no method
+reaches full fine-tuning. C5, where ETTA equals full fine-tuning, and C10, where ETTA
+is ahead of all rivals, are not reproduced; that prefixes alone come last is.
+The cores were shared with other work at times, so step times are rough and nothing
+is said of C12.
+'''
 claims = ['C5', 'C10', 'C12']
 seeds = [0, 1, 2]
 search_seed = 0
