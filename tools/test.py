@@ -36,3 +36,7 @@ def main(argv=None):
 
 if __name__ == '__main__':
     main()
+    # Without it gloo's threads may still run at exit, and end the process badly.
+    import torch.distributed
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
