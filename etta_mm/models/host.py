@@ -4,6 +4,7 @@ from typing import Optional
 
 from ..layers import (apply_tuning, checkpoint_layers, fold_frozen_norms,
                       start_tuners)
+from .matching import match_batches
 
 
 class TunedHost:
@@ -16,7 +17,7 @@ class TunedHost:
             pass
 
     Deviations from every host: it takes ``tuning``, ``fold_norms``,
-    ``channels_last`` and ``with_cp``; its config is copied before the host,
+    ``channels_last``, ``batch_matching`` and ``with_cp``; its config is copied before the host,
     which may write into it, sees it; after the host's ``init_weights``, which
     initialises whatever lies below it, the tuners start over.
 
@@ -28,6 +29,9 @@ class TunedHost:
             are. Defaults to True.
         channels_last (bool): Compute these with the channels last in memory.
             Defaults to True.
+        batch_matching (bool): Match predictions and boxes of all images of a
+            batch together in a DETR's head, with the same result. Defaults to
+            True.
         with_cp (bool): Compute the activations of the transformer layers
             again in the backward pass instead of keeping them: less memory,
             more time. Defaults to False.
@@ -39,6 +43,7 @@ class TunedHost:
                  tuning: Optional[dict] = None,
                  fold_norms: bool = True,
                  channels_last: bool = True,
+                 batch_matching: bool = True,
                  with_cp: bool = False,
                  **kwargs) -> None:
         super().__init__(*copy.deepcopy(args), **copy.deepcopy(kwargs))
@@ -46,6 +51,8 @@ class TunedHost:
             apply_tuning(self, tuning)
             if fold_norms:
                 fold_frozen_norms(self, channels_last)
+            if batch_matching:
+                match_batches(self)
         if with_cp:
             checkpoint_layers(self)
 
