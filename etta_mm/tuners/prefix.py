@@ -10,6 +10,11 @@ from .base import Tuner, check_number, check_size
 from .scale import Scale
 
 COMPOSITIONS = ('parallel', 'concat')
+#: Queries that one block of the backward pass goes through. On a GPU the fused
+#: attention shares its backward pass out by image and head alone; where there
+#: are more queries than MAX_QUERIES to an image (the encoder of a Deformable
+#: DETR), they are divided into blocks of CHUNK.
+MAX_QUERIES, CHUNK = 1024, 512
 
 
 @MODELS.register_module()
@@ -110,8 +115,8 @@ class ScaledPrefix(Tuner):
     def forward(self, query: Tensor) -> Tensor:
         """``s * Attn(q, P_k, P_v)``, what 'parallel' adds.
 
-        The queries of the whole batch attend to the same few keys, so batch
-        and length are folded into one and no key is copied per image.
+        The queries of the whole batch attend to the same few keys, of which
+        no image gets a copy.
 
         Args:
             query (Tensor): (bs, num_queries, embed_dims), projected, before
@@ -120,13 +125,26 @@ class ScaledPrefix(Tuner):
         Returns:
             Tensor: (bs, num_queries, embed_dims), the heads put together.
         """
-        # (bs, num_queries, d) -> (1, num_heads, bs * num_queries, d_head)
-        folded = query.reshape(1, -1, self.num_heads,
-                               query.size(-1) // self.num_heads).transpose(1, 2)
-        key, value = self.heads()
-        out = F.scaled_dot_product_attention(folded, key.to(query.dtype),
-                                             value.to(query.dtype))
-        return out.transpose(1, 2).reshape(query.shape)
+        if not torch.is_grad_enabled() or query.size(1) <= MAX_QUERIES:
+            return self._attend(query)
+        rows = query.flatten(0, 1)  # (bs * num_queries, embed_dims)
+        whole = len(rows) // CHUNK * CHUNK
+        blocks = [rows[:whole].unflatten(0, (-1, CHUNK))]
+        if whole < len(rows):
+            blocks.append(rows[None, whole:])
+        out = torch.cat([self._attend(b).flatten(0, 1) for b in blocks])
+        return out.view(query.shape)
+
+    def _attend(self, query: Tensor) -> Tensor:
+        """As :meth:`forward`, each block of (blocks, length, embed_dims) by
+        itself."""
+        # (blocks, length, d) -> (blocks, num_heads, length, d_head)
+        queries = query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        key, value = (
+            t.to(query.dtype).expand(query.size(0), -1, -1, -1)
+            for t in self.heads())
+        out = F.scaled_dot_product_attention(queries, key, value)
+        return out.transpose(1, 2).flatten(2)
 
     def extra_repr(self) -> str:
         return (f'num_prefix={self.num_prefix}, num_heads={self.num_heads}, '
