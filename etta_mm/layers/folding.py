@@ -65,56 +65,60 @@ class ConvNorm:
     def forget(self) -> None:
         self._key = self._product = None
 
-    def _tensors(self) -> Tuple[Optional[Tensor], ...]:
-        conv, norm = self.conv, self.norm
-        return (conv.weight, conv.bias, norm.running_mean, norm.running_var,
-                norm.weight, norm.bias)
-
-    def holds(self, module: nn.Module) -> bool:
-        """Whether ``module`` is one of the two and they can be folded now.
+    def product(self, module: nn.Module) -> Optional[Tuple[Tensor, Tensor]]:
+        """Weight (out, in / groups, h, w) and bias (out, ) of the fold; None
+        if ``module`` is none of the two, or they cannot be folded now.
 
         Each of the two asks before it does its part, so they always agree.
-        It is no longer so if one is trained after all, has moving statistics,
+        They cannot be if one is trained after all, has moving statistics,
         has been replaced (``convert_sync_batchnorm``), replicated
         (``DataParallel``) or cut to pieces (FSDP). A compiler fuses the norm
         with what follows it, and is left to it.
-        """
-        if torch.compiler.is_compiling():
-            return False
-        children = self.owner._modules
-        return (module in (self.conv, self.norm)
-                and children.get(self.conv_name) is self.conv
-                and children.get(self.norm_name) is self.norm
-                and isinstance(self.conv, FoldedConv2d)
-                and isinstance(self.norm, FoldedNorm)
-                and not self.norm.training
-                and self.norm.running_mean is not None
-                and all(t is None or (not t.requires_grad
-                                      and len(t) == self.conv.out_channels)
-                        for t in self._tensors()))
 
-    def product(self) -> Tuple[Tensor, Tensor]:
-        """Weight (out, in / groups, h, w) and bias (out, ) of the fold."""
-        dtype = self.conv.weight.dtype
-        device = self.conv.weight.device.type
+        This is asked a hundred times in a forward pass, so that it reads the
+        modules' own dicts, where a lookup by attribute takes far longer.
+        """
+        conv, norm = self.conv, self.norm
+        children = self.owner._modules
+        if (torch.compiler.is_compiling() or norm.training
+                or not (module is conv or module is norm)
+                or children.get(self.conv_name) is not conv
+                or children.get(self.norm_name) is not norm):
+            return None
+        weights, statistics = norm._parameters, norm._buffers
+        tensors = (conv._parameters.get('weight'), conv._parameters.get('bias'),
+                   statistics.get('running_mean'),
+                   statistics.get('running_var'), weights.get('weight'),
+                   weights.get('bias'))
+        weight = tensors[0]
+        if weight is None:
+            return None
+        dtype, device = weight.dtype, weight.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        key = (dtype, *(
+        key = (dtype, device, *[
             None if t is None else
-            (t.device, t.data_ptr(), None if t.is_inference() else t._version)
-            for t in self._tensors()))
+            (t.data_ptr(), t.requires_grad,
+             None if t.is_inference() else t._version) for t in tensors
+        ])
         if key != self._key:
             # What is made in inference mode could never meet a gradient.
             with torch.inference_mode(False), torch.no_grad():
-                self._product = self._fold(dtype)
+                self._product = self._fold(dtype, *tensors)
             self._key = key
         return self._product
 
-    def _fold(self, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
-        precise = torch.promote_types(self.conv.weight.dtype, torch.float32)
+    def _fold(self, dtype: torch.dtype, *tensors: Optional[Tensor]
+              ) -> Optional[Tuple[Tensor, Tensor]]:
+        if (tensors[2] is None or not isinstance(self.conv, FoldedConv2d)
+                or not isinstance(self.norm, FoldedNorm)
+                or any(t is not None and (t.requires_grad or len(t) !=
+                                          self.conv.out_channels)
+                       for t in tensors)):
+            return None
+        precise = torch.promote_types(tensors[0].dtype, torch.float32)
         weight, bias, mean, var, gamma, beta = (
-            None if t is None else t.detach().to(precise)
-            for t in self._tensors())
+            None if t is None else t.detach().to(precise) for t in tensors)
         weight, bias = fuse_conv_bn_weights(weight, bias, mean, var,
                                             self.norm.eps, gamma, beta)
         return (weight.detach().to(dtype, memory_format=self.memory_format),
@@ -141,9 +145,10 @@ class FoldedConv2d(FoldedLayer, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(bs, in_channels, h, w) -> (bs, out_channels, h', w')."""
-        if self.pair.holds(self):
-            return self._conv_forward(x, *self.pair.product())
-        return super().forward(x)
+        product = self.pair.product(self)
+        if product is None:
+            return super().forward(x)
+        return self._conv_forward(x, *product)
 
 
 class FoldedNorm(FoldedLayer):
@@ -151,7 +156,7 @@ class FoldedNorm(FoldedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(bs, channels, h, w), unchanged if the pair is folded."""
-        return x if self.pair.holds(self) else super().forward(x)
+        return super().forward(x) if self.pair.product(self) is None else x
 
 
 class FoldedBatchNorm2d(FoldedNorm, FrozenBatchNorm2d):
