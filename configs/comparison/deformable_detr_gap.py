@@ -12,7 +12,8 @@ search_seed = 0
 epochs = 8
 options = {
     'default_hooks.checkpoint.interval': 8,
-    'train_cfg.val_interval': 8
+    'train_cfg.val_interval': 8,
+    'custom_imports.imports': ['etta_mm', 'etta_mm.fast_cpu']
 }
 
 _config = 'configs/glyphs/et_deformable_detr_glyphs.py'
