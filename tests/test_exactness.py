@@ -200,6 +200,12 @@ def checkpointed(name: str) -> float:
         gradients(build(name), name))
 
 
+def matched_apart(name: str) -> float:
+    return difference(
+        gradients(build(name, batch_matching=False), name),
+        gradients(build(name), name))
+
+
 def gradients_of_rank(rank: int, folder: str) -> Dict[str, list]:
     """What one of two processes, with one of the two images, has of each
     system."""
@@ -279,6 +285,7 @@ SETTINGS: Dict[str, Callable] = {
     '`torch.export`': exported,
     'ONNX, onnxruntime': onnx,
     '`with_cp=True`': checkpointed,
+    '`batch_matching=False`': matched_apart,
     'DDP, gloo, 2 processes': distributed,
     'EMA, 3 steps': averaged,
 }

@@ -5,6 +5,7 @@ everything above: the floor is the forward pass of everything, the gradient
 with respect to the activations from the loss down to that place, and one
 scalar there.
 """
+from contextlib import nullcontext
 from typing import Callable
 
 import torch
@@ -44,12 +45,17 @@ def _add_scalar(module: nn.Module, args, out):
     return out + module.floor
 
 
-def count_flops(step: Callable) -> int:
+def count_flops(step: Callable, fused: bool = False) -> int:
     """Floating-point operations of the products in ``step()``.
 
-    Attention is counted as the products that it consists of, on any device.
+    Args:
+        step (Callable): What is counted.
+        fused (bool): Whether attention may go through its fused kernels, which
+            torch can count on a GPU alone; otherwise it is taken apart into
+            its products, which takes memory. Defaults to False.
     """
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as mode:
+    apart = nullcontext() if fused else sdpa_kernel(SDPBackend.MATH)
+    with apart, FlopCounterMode(display=False) as mode:
         step()
     return mode.get_total_flops()
 

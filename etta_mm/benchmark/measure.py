@@ -11,6 +11,7 @@ from torch import nn
 
 from ..layers import transformer_layers
 from .cases import Case, Contestant
+from .floor import count_flops
 from .memory import num_bytes, saved_bytes
 from .methods import METHODS
 
@@ -84,6 +85,9 @@ def measure(case: Case,
         with autocast():
             result['activation_bytes'] = saved_bytes(contestant.model,
                                                      contestant.loss)
+            result['flops'] = count_flops(lambda: contestant.loss().backward(),
+                                          fused=on_gpu)
+            contestant.model.zero_grad()
     result['latency_s'] = _latency(contestant, autocast, case, steps, warmup)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'checkpoint.safetensors'

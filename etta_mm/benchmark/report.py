@@ -11,14 +11,14 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
 PARTS = ('forward_s', 'backward_s', 'optimizer_s')
-COLUMNS = ('method', 'trained %', 'forward ms', 'backward ms', 'optimizer ms',
+COLUMNS = ('method', 'trained %', 'GFLOP', 'forward ms', 'backward ms', 'optimizer ms',
            'step ms (quartiles)', '/ floor', 'images/s', 'peak MB',
            'weights MB', 'gradients MB', 'optimizer MB', 'activations MB',
            'infer 1 ms', 'infer 8 ms', 'checkpoint MB', 'start s')
 
-
 RATIOS = ('case', 'step / full', 'step / floor', 'step / peft LoRA',
-          'peak memory / full', 'infer 1 / base', 'infer 8 / base')
+          'FLOP / full', 'FLOP / floor', 'peak memory / full',
+          'infer 1 / base', 'infer 8 / base')
 
 
 def summarise(runs: List[dict], batch: int) -> Dict[str, Dict[str, dict]]:
@@ -63,7 +63,7 @@ def _summary(group: List[dict], batch: int) -> dict:
     }
     for key in ('total', 'trained', 'peak_bytes', 'weight_bytes',
                 'gradient_bytes', 'optimizer_bytes', 'activation_bytes',
-                'checkpoint_bytes', 'start_s'):
+                'checkpoint_bytes', 'start_s', 'flops'):
         values = [run[key] for run in good if run.get(key) is not None]
         summary[key] = median(values) if values else None
     return summary
@@ -90,6 +90,7 @@ def markdown(summary: dict, settings: dict) -> str:
                 table_row([
                     name,
                     f'{100 * found["trained"] / found["total"]:.2f}',
+                    f'{found["flops"] / 1e9:.1f}' if found.get('flops') else '',
                     *(f'{1e3 * found[part]:.1f}' for part in PARTS),
                     f'{1e3 * found["step_s"]:.1f} ({1e3 * low:.1f} to '
                     f'{1e3 * high:.1f})',
@@ -113,12 +114,13 @@ def ratios(case: str, methods: Dict[str, dict]) -> List[str]:
 
     def ratio(key: str, other: str) -> str:
         theirs = _flat(methods.get(other, {})).get(key)
-        return f'{own[key] / theirs:.2f}' if theirs and key in own else ''
+        return f'{own[key] / theirs:.2f}' if theirs and own.get(key) else ''
 
     return [
         case,
         *(ratio('step_s', other)
           for other in ('full', 'floor', 'hf_peft_lora')),
+        *(ratio('flops', other) for other in ('full', 'floor')),
         ratio('peak_bytes', 'full'),
         ratio('latency_1', 'base'),
         ratio('latency_8', 'base')

@@ -67,7 +67,9 @@ def markdown(plan, rows: List[dict], summaries: List[Summary],
     if finals:
         lines += [
             '', f'Trained for {", ".join(f"{e:g}" for e in epochs)} epochs on '
-            f'{"; ".join(devices)}.'
+            f'{"; ".join(devices)}. One after the other, the {len(rows)} runs '
+            f'take {sum(r["wall_s"] for r in rows) / 3600:.1f} h, those that '
+            'other plans share included.'
         ]
     searched = [s for s in summaries if s.candidates]
     if searched:

@@ -68,13 +68,19 @@ def test_every_table_has_as_many_cells_in_each_row(tmp_path):
 def test_the_ratios_are_those_of_etta_to_the_others():
     runs = [
         run('base', [1.], latency_s={'1': [2.], '8': [8.]}),
-        run('full', [7.], peak_bytes=4),
-        run('etta', [3.], peak_bytes=1, latency_s={'1': [1.], '8': [10.]}),
+        run('full', [7.], peak_bytes=4, flops=400.),
+        run('etta', [3.],
+            peak_bytes=1,
+            flops=100.,
+            latency_s={
+                '1': [1.],
+                '8': [10.]
+            }),
         dict(case='vit_b16', method='floor', error='out of memory')
     ]
     found = summarise(runs, batch=4)
     assert ratios('vit_b16', found['vit_b16']) == [
-        'vit_b16', '0.50', '', '', '0.25', '0.50', '1.25'
+        'vit_b16', '0.50', '', '', '0.25', '', '0.25', '0.50', '1.25'
     ]
 
 

@@ -144,7 +144,7 @@ def test_the_rivals_train_as_much_as_etta(name, least):
     assert trained.pop(('full fine-tuning', 0)) == 100
     etta = trained['ETTA', 0]
     assert trained.pop((least, 0)) < 0.6 * etta
-    assert len(trained) == 10
+    assert len(trained) == (6 if name == 'deformable_detr_rivals' else 10)
     for method, percent in trained.items():
         assert abs(percent - etta) < 0.2, method
 
