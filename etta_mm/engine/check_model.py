@@ -2,7 +2,9 @@
 import warnings
 from typing import Optional
 
+from mmdet.models.losses import FocalLoss
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
@@ -25,7 +27,8 @@ def check_model(cfg: Config) -> None:
         cfg (Config): The config of a run. It stays as it is.
 
     Raises:
-        ValueError: If the tuning, the base or the strategy does not fit.
+        ValueError: If the tuning, the base, the strategy or the precision does
+            not fit.
     """
     try:
         model = build_on_meta(cfg)
@@ -34,8 +37,23 @@ def check_model(cfg: Config) -> None:
         return
     is_tuned = any(isinstance(module, Tuner) for module in model.modules())
     check_strategy(cfg, is_tuned)
+    _check_precision(model, cfg)
     if is_tuned:
         _check_base(model, cfg)
+
+
+def _check_precision(model: nn.Module, cfg: Config) -> None:
+    if get_device() != 'cuda':
+        return
+    wrapper = cfg.get('optim_wrapper') or {}
+    if (wrapper.get('type') == 'AmpOptimWrapper'
+            and wrapper.get('dtype') == 'bfloat16' and any(
+                isinstance(module, FocalLoss) and module.use_sigmoid
+                and not module.activated for module in model.modules())):
+        raise ValueError(
+            "optim_wrapper.dtype='bfloat16': this model's FocalLoss is mmcv's "
+            'op, which CUDA has for float16 and float32 only. Leave dtype out '
+            'for float16, or --amp for float32.')
 
 
 def _check_base(model: nn.Module, cfg: Config) -> None:
