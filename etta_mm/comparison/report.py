@@ -58,6 +58,7 @@ def markdown(plan, rows: List[dict], summaries: List[Summary],
         [_cells(plan, summary) for summary in summaries])
     devices = sorted({r['device'] for r in finals if r['device']})
     epochs = sorted({r['validation'][-1][0] for r in finals})
+    is_unfinished = any(len(s.values) < len(plan.seeds) for s in summaries)
     lines += [
         '', f'Mean ± sample standard deviation over the seeds '
         f'{", ".join(map(str, plan.seeds))} (number of runs in brackets). '
@@ -68,6 +69,7 @@ def markdown(plan, rows: List[dict], summaries: List[Summary],
         lines += [
             '', f'Trained for {", ".join(f"{e:g}" for e in epochs)} epochs on '
             f'{"; ".join(devices)}. One after the other, the {len(rows)} runs '
+            f'{"so far " * is_unfinished}'
             f'take {sum(r["wall_s"] for r in rows) / 3600:.1f} h, those that '
             'other plans share included.'
         ]

@@ -6,6 +6,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 from mmengine.model import ModuleDict
 from torch import Tensor, nn
 
+from ..layers.matching import unmatched_class
 from ..layers.sublayer import TunedSublayer
 from .tuned_checkpoint import load_tuned
 from .tuned_file import read_tuned
@@ -86,7 +87,7 @@ def _check_modules(base: nn.Module, modules: Dict[str, nn.Module]) -> None:
             raise KeyError(f'{type(base).__name__} has no module {path!r}; its '
                            'modules are ' +
                            ', '.join(n for n, _ in base.named_children()))
-        if type(module) is not type(names[path]):
+        if unmatched_class(module) is not unmatched_class(names[path]):
             raise TypeError(
                 f'{path} is a {type(names[path]).__name__}, and what should '
                 f'stand in for it a {type(module).__name__}; only sizes may '

@@ -70,9 +70,10 @@ class ConvNorm:
         if ``module`` is none of the two, or they cannot be folded now.
 
         Each of the two asks before it does its part, so they always agree.
-        They cannot be if one is trained after all, has moving statistics,
-        has been replaced (``convert_sync_batchnorm``), replicated
-        (``DataParallel``) or cut to pieces (FSDP). A compiler fuses the norm
+        They cannot be if one is trained after all, has moving statistics, has
+        been replaced (``convert_sync_batchnorm``), replicated
+        (``DataParallel``), cut to pieces (FSDP) or given another class
+        (``parametrize``, a bank's routing). A compiler fuses the norm
         with what follows it, and is left to it.
 
         This is asked a hundred times in a forward pass, so that it reads the
@@ -81,19 +82,21 @@ class ConvNorm:
         conv, norm = self.conv, self.norm
         children = self.owner._modules
         if (torch.compiler.is_compiling() or norm.training
+                or type(conv) is not FoldedConv2d
+                or type(norm) not in _FOLDED_NORMS
                 or not (module is conv or module is norm)
                 or children.get(self.conv_name) is not conv
                 or children.get(self.norm_name) is not norm):
             return None
-        weights, statistics = norm._parameters, norm._buffers
-        tensors = (conv._parameters.get('weight'), conv._parameters.get('bias'),
-                   statistics.get('running_mean'),
-                   statistics.get('running_var'), weights.get('weight'),
-                   weights.get('bias'))
-        weight = tensors[0]
-        if weight is None:
+        try:
+            of_conv, of_norm = conv._parameters, norm._parameters
+            tensors = (of_conv['weight'], of_conv['bias'],
+                       norm._buffers['running_mean'],
+                       norm._buffers['running_var'], of_norm['weight'],
+                       of_norm['bias'])
+        except KeyError:  # pruned, parametrized, cut to pieces
             return None
-        dtype, device = weight.dtype, weight.device.type
+        dtype, device = tensors[0].dtype, tensors[0].device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         key = (dtype, device, *[
@@ -110,11 +113,10 @@ class ConvNorm:
 
     def _fold(self, dtype: torch.dtype, *tensors: Optional[Tensor]
               ) -> Optional[Tuple[Tensor, Tensor]]:
-        if (tensors[2] is None or not isinstance(self.conv, FoldedConv2d)
-                or not isinstance(self.norm, FoldedNorm)
-                or any(t is not None and (t.requires_grad or len(t) !=
-                                          self.conv.out_channels)
-                       for t in tensors)):
+        if tensors[2] is None or any(
+                t is not None and
+            (t.requires_grad or len(t) != self.conv.out_channels)
+                for t in tensors):
             return None
         precise = torch.promote_types(tensors[0].dtype, torch.float32)
         weight, bias, mean, var, gamma, beta = (
@@ -168,6 +170,7 @@ class FoldedSyncBatchNorm(FoldedNorm, FrozenSyncBatchNorm):
 
 
 _FOLDED = {cls.__mro__[3]: cls for cls in FoldedNorm.__subclasses__()}
+_FOLDED_NORMS = frozenset(_FOLDED.values())
 
 
 def _neighbours(model: nn.Module) -> Iterator[Tuple[nn.Module, str, str]]:

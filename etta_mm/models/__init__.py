@@ -2,10 +2,9 @@ from .conv_stem import ConvStem
 from .deformable_detr import ETDeformableDETR
 from .detr import ETDETR
 from .host import TunedHost
-from .matching import match_batches
 from .vision_transformer import ETVisionTransformer
 
 __all__ = [
     'ConvStem', 'ETDETR', 'ETDeformableDETR', 'ETVisionTransformer',
-    'TunedHost', 'match_batches'
+    'TunedHost'
 ]

@@ -3,8 +3,7 @@ import copy
 from typing import Optional
 
 from ..layers import (apply_tuning, checkpoint_layers, fold_frozen_norms,
-                      start_tuners)
-from .matching import match_batches
+                      match_batches, start_tuners)
 
 
 class TunedHost:
@@ -17,9 +16,10 @@ class TunedHost:
             pass
 
     Deviations from every host: it takes ``tuning``, ``fold_norms``,
-    ``channels_last``, ``batch_matching`` and ``with_cp``; its config is copied before the host,
-    which may write into it, sees it; after the host's ``init_weights``, which
-    initialises whatever lies below it, the tuners start over.
+    ``channels_last``, ``batch_matching`` and ``with_cp``; its config is copied
+    before the host, which may write into it, sees it; after the host's
+    ``init_weights``, which initialises whatever lies below it, the tuners start
+    over.
 
     Args:
         tuning (dict, optional): See :func:`etta_mm.apply_tuning`. Defaults to
@@ -30,8 +30,8 @@ class TunedHost:
         channels_last (bool): Compute these with the channels last in memory.
             Defaults to True.
         batch_matching (bool): Match predictions and boxes of all images of a
-            batch together in a DETR's head, with the same result. Defaults to
-            True.
+            batch together in a DETR's head, in single precision with the same
+            result. Defaults to True. Like the two before, of a tuned host.
         with_cp (bool): Compute the activations of the transformer layers
             again in the backward pass instead of keeping them: less memory,
             more time. Defaults to False.

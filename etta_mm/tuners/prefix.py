@@ -125,7 +125,8 @@ class ScaledPrefix(Tuner):
         Returns:
             Tensor: (bs, num_queries, embed_dims), the heads put together.
         """
-        if not torch.is_grad_enabled() or query.size(1) <= MAX_QUERIES:
+        will_learn = self.training and torch.is_grad_enabled()
+        if not will_learn or query.size(1) <= MAX_QUERIES:
             return self._attend(query)
         rows = query.flatten(0, 1)  # (bs * num_queries, embed_dims)
         whole = len(rows) // CHUNK * CHUNK

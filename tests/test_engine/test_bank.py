@@ -368,8 +368,8 @@ def assert_same_prediction(found, wanted):
     assert_close(found.bboxes, wanted.bboxes, rtol=1e-4, atol=1e-3)
 
 
-def head_for(host_name, num_classes):
-    """The base's head, built for other classes."""
+def head_for(host_name, num_classes, tuning=None):
+    """The base's head, or a tuned host's, built for other classes."""
     with torch.random.fork_rng():
         if HOSTS[host_name].root == 'backbone':
             cfg = classifier_config().head
@@ -377,6 +377,7 @@ def head_for(host_name, num_classes):
             return MMPRETRAIN.build(cfg)
         cfg = HOSTS[host_name].config()
         cfg['bbox_head'].num_classes = num_classes
+        cfg['tuning'] = tuning
         with DefaultScope.overwrite_default_scope('mmdet'):
             return MMDET.build(cfg).bbox_head
 
@@ -395,8 +396,8 @@ def test_heads_of_other_classes_predict_in_one_batch(host_name, device, files,
     file = save_tuned(tuned, tmp_path / 'many.safetensors')
     bank, data = filled(host_name, files), batch_of(host_name)
     before = portrait(bank.model)
-    with torch.device(device):
-        head = head_for(host_name, MANY_CLASSES)
+    with torch.device(device):  # of a config of the user's, which has a tuning
+        head = head_for(host_name, MANY_CLASSES, ADAPTERS)
     with pytest.raises(ValueError, match='classes'):
         bank.load('many', file)
     bank.load('many', file, modules={path: head})

@@ -11,12 +11,13 @@ from mmdet.registry import MODELS as MMDET
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS as MMPRETRAIN
 from torch import nn
+from torch.nn.utils import parametrize, prune
 from torch.testing import assert_close
 
 from etta_mm import apply_tuning, load_tuned, save_tuned
 from etta_mm.layers import fold_frozen_norms
 from etta_mm.layers.folding import FoldedConv2d, FoldedNorm
-from etta_mm.layers.frozen import freeze_statistics
+from etta_mm.layers.frozen import FrozenBatchNorm2d, freeze_statistics
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 TUNING = dict(
@@ -225,6 +226,42 @@ def test_a_norm_put_in_the_place_of_a_folded_one_works():
     assert num_folded(model) == 0
     assert not any(isinstance(m, FoldedNorm) for m in model.modules())
     assert_close(model(IMAGES), expected, **CLOSE)
+
+
+def pruned(conv, norm):
+    prune.l1_unstructured(norm, 'weight', 1)
+
+
+def parametrized(conv, norm):
+    parametrize.register_parametrization(norm, 'weight', nn.Tanh())
+
+
+def plain_tensor(conv, norm):
+    weight = norm.weight.detach()
+    del norm.weight
+    norm.weight = 2 * weight
+
+
+def another_norm(conv, norm):
+    norm.__class__ = FrozenBatchNorm2d
+
+
+def another_convolution(conv, norm):
+    conv.__class__ = nn.Conv2d
+
+
+@pytest.mark.parametrize('change', [
+    pruned, parametrized, plain_tensor, another_norm, another_convolution
+])
+def test_a_layer_that_keeps_its_weights_elsewhere_is_computed_apart(change):
+    plain = resnet()
+    model = folded(plain)
+    model(IMAGES)
+    total = num_folded(model)
+    for each in (model, plain):
+        change(each.layer1[0].conv2, each.layer1[0].norm2)
+    assert num_folded(model) == total - 1
+    assert_close(model(IMAGES), plain(IMAGES), **CLOSE)
 
 
 def test_a_shared_convolution_is_left_alone():

@@ -1,14 +1,17 @@
-"""The matching of a DETR's head, for a whole batch at once.
+"""The matching of a DETR's head, for many images at once.
 
-Parent: any ``DETRHead`` of mmdet whose targets are the parent's own. Deviation:
-mmdet matches image by image, which on a GPU is about ninety small kernels and
-five waits for the device for each image and decoder layer, more than the rest
-of the head. Here the costs of all images are computed as one matrix, by the
-head's own match costs, and read once; targets are written for all images
-together. The result is the same.
+Parent: any ``DETRHead`` of mmdet whose targets are the parent's own. Deviations:
+mmdet matches image by image, which on a GPU is dozens of small kernels and
+several waits for the device for each image and decoder layer, more than the
+rest of the head. Here the costs of a group of images are computed as one matrix,
+by the head's own match costs, and read once; targets are written for all images
+together. In single precision the result is the same; under autocast mmdet
+computes costs and targets in half precision, and this in single.
+
+Like the sublayers, a head takes its class in place.
 """
 from functools import lru_cache
-from typing import List
+from typing import Iterator, List
 
 import torch
 from mmdet.models.dense_heads import DETRHead
@@ -24,13 +27,13 @@ from torch import Tensor, nn
 #: Costs that look at one pair of a prediction and a box, and, after both are
 #: scaled alike, give the same.
 PAIRWISE = (BBoxL1Cost, ClassificationCost, FocalLossCost, IoUCost)
-#: Pairs beyond which images are matched one by one, as pairs across images are
-#: computed in vain.
-MAX_PAIRS = 2**22
+#: Pairs of one group of images. Those across images are computed in vain: a CPU
+#: takes about as long for this many as for the calls of one group.
+CPU_PAIRS, GPU_PAIRS = 2**15, 2**19
 
 
 class BatchMatching:
-    """Mixin of a head that matches all images of a batch together."""
+    """Mixin of a head that matches the images of a batch together."""
 
     def get_targets(self, cls_scores_list: List[Tensor],
                     bbox_preds_list: List[Tensor],
@@ -52,11 +55,11 @@ class BatchMatching:
             weights, box targets (num_queries, 4; normalized cx, cy, w, h) and
             box weights, then the numbers of matched and of other queries.
         """
-        num_queries = [len(boxes) for boxes in bbox_preds_list]
-        num_gts = [len(gts) for gts in batch_gt_instances]
-        if sum(num_queries) * sum(num_gts) > MAX_PAIRS:
+        if not has_known_costs(self):  # they may have been replaced
             return super().get_targets(cls_scores_list, bbox_preds_list,
                                        batch_gt_instances, batch_img_metas)
+        num_queries = [len(boxes) for boxes in bbox_preds_list]
+        num_gts = [len(gts) for gts in batch_gt_instances]
         scores = torch.cat(cls_scores_list).detach()
         boxes = torch.cat(bbox_preds_list).detach()
         gt_boxes = torch.cat([gts.bboxes for gts in batch_gt_instances])
@@ -68,16 +71,18 @@ class BatchMatching:
         sizes = sizes.repeat_interleave(torch.tensor(num_gts), 0)
         targets = gt_boxes / sizes.to(gt_boxes.device, non_blocking=True)
         rows, columns = [], []
-        if len(targets):
-            cost = self._cost(scores, boxes, targets, gt_labels,
-                              batch_img_metas)
-            row = column = 0
-            for queries, gts in zip(num_queries, num_gts):
+        for queries, gts in _groups(num_queries, num_gts, boxes.is_cuda):
+            cost = self._cost(scores[queries[0]:queries[-1]],
+                              boxes[queries[0]:queries[-1]],
+                              targets[gts[0]:gts[-1]],
+                              gt_labels[gts[0]:gts[-1]], batch_img_metas)
+            for row, end, column, last in zip(queries, queries[1:], gts,
+                                              gts[1:]):
                 matched = linear_sum_assignment(
-                    cost[row:row + queries, column:column + gts])
+                    cost[row - queries[0]:end - queries[0],
+                         column - gts[0]:last - gts[0]])
                 rows += (matched[0] + row).tolist()
                 columns += (matched[1] + column).tolist()
-                row, column = row + queries, column + gts
         rows, columns = torch.tensor(
             [rows, columns], dtype=torch.long).to(
                 boxes.device, non_blocking=True)
@@ -93,13 +98,16 @@ class BatchMatching:
 
     def _cost(self, scores: Tensor, boxes: Tensor, targets: Tensor,
               labels: Tensor, metas: List[dict]):
-        """The cost of every query of the batch with every box of it, on the
-        CPU, of shape (num_queries of the batch, num_gts of the batch)."""
+        """The cost of every query of a group with every box of it, on the
+        CPU, of shape (num_queries of the group, num_gts of the group)."""
         # The costs take boxes in pixels and the size of one image. Scaled
         # alike, boxes keep their overlaps and their normalized distances, so
         # that one size serves all.
         shape = tuple(max(sizes) for sizes in zip(
             *(meta['img_shape'] for meta in metas)))
+        scores, boxes, targets = (
+            t.to(torch.promote_types(t.dtype, torch.float32))
+            for t in (scores, boxes, targets))
         factor = boxes.new_tensor([*shape[::-1]] * 2)
         predictions = InstanceData(
             scores=scores, bboxes=bbox_cxcywh_to_xyxy(boxes) * factor)
@@ -110,17 +118,40 @@ class BatchMatching:
                 gt_instances=truth,
                 img_meta=dict(img_shape=shape))
             for cost in self.assigner.match_costs)
-        return cost.float().cpu().numpy()
+        return cost.cpu().numpy()
 
     def __reduce_ex__(self, protocol):
         """Pickle by the head's own class: this one has no importable name."""
-        return _new, (type(self).__mro__[2], ), self.__dict__
+        own = vars(type(self)).get('head_class')
+        if own is None:  # a class that was made of this one
+            return super().__reduce_ex__(protocol)
+        return _new, (own, ), self.__dict__
+
+
+def _groups(num_queries: List[int], num_gts: List[int],
+            on_gpu: bool) -> Iterator[tuple]:
+    """Ends of the queries and of the boxes of each image, from the first's
+    start on, for each group of consecutive images with a box in it."""
+    limit = GPU_PAIRS if on_gpu else CPU_PAIRS
+    queries, gts = [0], [0]
+    for more_queries, more_gts in zip(num_queries, num_gts):
+        pairs = (queries[-1] - queries[0] + more_queries) * (
+            gts[-1] - gts[0] + more_gts)
+        if pairs > limit and len(queries) > 1:
+            if gts[-1] > gts[0]:
+                yield queries, gts
+            queries, gts = queries[-1:], gts[-1:]
+        queries = [*queries, queries[-1] + more_queries]
+        gts = [*gts, gts[-1] + more_gts]
+    if gts[-1] > gts[0]:
+        yield queries, gts
 
 
 @lru_cache(maxsize=None)
 def batch_matching_class(cls: type) -> type:
     """The head ``cls`` with its images matched together."""
-    return type(f'BatchMatching{cls.__name__}', (BatchMatching, cls), {})
+    return type(f'BatchMatching{cls.__name__}', (BatchMatching, cls),
+                dict(head_class=cls))
 
 
 def _new(cls: type) -> nn.Module:
@@ -128,8 +159,13 @@ def _new(cls: type) -> nn.Module:
     return cls.__new__(cls)
 
 
+def unmatched_class(module: nn.Module) -> type:
+    """The class of ``module``, of a head that matches a batch its own."""
+    return vars(type(module)).get('head_class', type(module))
+
+
 def match_batches(model: nn.Module) -> int:
-    """Match all images of a batch together in every DETR head of ``model``.
+    """Match the images of a batch together in every DETR head of ``model``.
 
     In place: a head changes its class, parameters keep their names. A head
     with an assigner, a cost or targets of its own kind is left as it is.
@@ -140,18 +176,20 @@ def match_batches(model: nn.Module) -> int:
     Returns:
         int: The number of heads.
     """
-    heads = [m for m in model.modules() if _is_known(m)]
+    heads = [
+        m for m in model.modules()
+        if isinstance(m, DETRHead) and has_known_costs(m)
+        and type(m).get_targets is DETRHead.get_targets
+        and type(m)._get_targets_single is DETRHead._get_targets_single
+    ]
     for head in heads:
         head.__class__ = batch_matching_class(type(head))
     return len(heads)
 
 
-def _is_known(module: nn.Module) -> bool:
-    return (isinstance(module, DETRHead)
-            and type(module).get_targets is DETRHead.get_targets and
-            type(module)._get_targets_single is DETRHead._get_targets_single
-            and type(getattr(module, 'assigner', None)) is HungarianAssigner
-            and all(
-                type(cost) in PAIRWISE
-                and not getattr(cost, 'binary_input', False)
-                for cost in module.assigner.match_costs))
+def has_known_costs(head: DETRHead) -> bool:
+    """Whether the assigner of ``head`` is mmdet's, with pairwise costs."""
+    assigner = getattr(head, 'assigner', None)
+    return type(assigner) is HungarianAssigner and all(
+        type(cost) in PAIRWISE and not getattr(cost, 'binary_input', False)
+        for cost in assigner.match_costs)

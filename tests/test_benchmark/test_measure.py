@@ -1,0 +1,29 @@
+"""One method, measured: a tiny case of the benchmark."""
+import pytest
+
+from etta_mm.benchmark.cases import Case
+from etta_mm.benchmark.measure import measure
+
+
+@pytest.fixture(scope='module')
+def measured():
+    case = Case('vit_b16', (32, 32), batch=2, depth=1)
+    return {
+        method: measure(case, method, steps=1, warmup=0)
+        for method in ('base', 'head', 'etta', 'full')
+    }
+
+
+def test_operations_grow_with_what_is_trained(measured):
+    assert 'flops' not in measured['base']
+    assert 0 < measured['head']['flops'] < measured['full']['flops']
+    assert measured['head']['flops'] < measured['etta']['flops']
+
+
+def test_every_method_has_its_times_and_sizes(measured):
+    for method, found in measured.items():
+        assert len(found['forward_s']) == 1 and found['forward_s'][0] > 0
+        assert (found['backward_s'][0] > 0) == (method != 'base')
+        assert set(found['latency_s']) == {1, 8}
+        assert found['checkpoint_bytes'] > 0
+        assert found['gradient_bytes'] == 4 * found['trained']
