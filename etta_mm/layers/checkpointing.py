@@ -7,7 +7,7 @@ inputs need no gradient, as those of a frozen base, gives none to the tuners
 inside. This one is neither.
 """
 from functools import lru_cache
-from typing import Iterator
+from typing import Iterator, Optional
 
 import torch
 from mmcv.cnn.bricks.transformer import FFN
@@ -60,29 +60,37 @@ def transformer_layers(model: nn.Module) -> Iterator[nn.Module]:
     return iter(dict.fromkeys(found))
 
 
-def checkpoint_layers(model: nn.Module) -> int:
-    """Checkpoint the activations of every transformer layer of ``model``.
+def checkpoint_layers(model: nn.Module, number: Optional[int] = None) -> int:
+    """Checkpoint the activations of transformer layers of ``model``.
 
     In place: the layers change their class, parameters keep their names.
 
     Args:
         model (nn.Module): Any model with feed-forward networks of mmcv or
             mmpretrain in its layers.
+        number (int, optional): How many layers, from the first on (a DETR's
+            encoder, which has the most tokens, is before its decoder).
+            Defaults to None, all.
 
     Returns:
         int: The number of layers.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or not as many.
     """
-    number = 0
-    for layer in transformer_layers(model):
-        if not isinstance(layer, Checkpointed):
-            layer.__class__ = checkpointed_class(type(layer))
-        number += 1
-    if not number:
+    layers = list(transformer_layers(model))
+    if not layers:
         raise ValueError(
             f'{type(model).__name__} has no layer with a feed-forward network '
             'of mmcv or mmpretrain, so with_cp=True would save nothing; leave '
             'it out')
+    number = len(layers) if number is None else number
+    if not 1 <= number <= len(layers):
+        raise ValueError(
+            f'with_cp={number}: {type(model).__name__} has {len(layers)} '
+            'transformer layers, of which 1 to all can be checkpointed; True '
+            'is all of them, False none')
+    for layer in layers[:number]:
+        if not isinstance(layer, Checkpointed):
+            layer.__class__ = checkpointed_class(type(layer))
     return number

@@ -1,6 +1,6 @@
 """What the tuned hosts share."""
 import copy
-from typing import Optional
+from typing import Optional, Union
 
 from ..layers import (apply_tuning, checkpoint_layers, fold_frozen_norms,
                       match_batches, start_tuners)
@@ -32,9 +32,10 @@ class TunedHost:
         batch_matching (bool): Match predictions and boxes of all images of a
             batch together in a DETR's head, in single precision with the same
             result. Defaults to True. Like the two before, of a tuned host.
-        with_cp (bool): Compute the activations of the transformer layers
+        with_cp (bool | int): Compute the activations of the transformer layers
             again in the backward pass instead of keeping them: less memory,
-            more time. Defaults to False.
+            more time. Of all layers, or of so many from the first on. Defaults
+            to False.
         *args, **kwargs: The host's.
     """
 
@@ -44,7 +45,7 @@ class TunedHost:
                  fold_norms: bool = True,
                  channels_last: bool = True,
                  batch_matching: bool = True,
-                 with_cp: bool = False,
+                 with_cp: Union[bool, int] = False,
                  **kwargs) -> None:
         super().__init__(*copy.deepcopy(args), **copy.deepcopy(kwargs))
         if tuning is not None:
@@ -53,8 +54,8 @@ class TunedHost:
                 fold_frozen_norms(self, channels_last)
             if batch_matching:
                 match_batches(self)
-        if with_cp:
-            checkpoint_layers(self)
+        if with_cp is not False:
+            checkpoint_layers(self, None if with_cp is True else with_cp)
 
     def train(self, mode: bool = True):
         """As the host's, but return self, which backbones of mmdet and

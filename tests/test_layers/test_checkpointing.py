@@ -124,6 +124,33 @@ def test_checkpointing_twice_is_checkpointing_once():
         assert type(layer).__mro__.count(Checkpointed) == 1
 
 
+@pytest.mark.parametrize('name', ['detr', 'vit'])
+def test_some_layers_save_less_than_all_and_more_than_none(name):
+    batch, plain = HOSTS[name].batch(), tuned(name)
+    half = copy.deepcopy(plain)
+    assert checkpoint_layers(half, NUM_LAYERS[name] // 2) == NUM_LAYERS[
+        name] // 2
+    first, *_, last = transformer_layers(half)
+    assert isinstance(first, Checkpointed)
+    assert not isinstance(last, Checkpointed)
+    whole = copy.deepcopy(plain)
+    checkpoint_layers(whole)
+    none, some, all_ = (
+        saved_bytes(model, batch) for model in (plain, half, whole))
+    assert all_ < some < none
+    assert_close(
+        gradients(half, batch), gradients(plain, batch), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('number', [0, -1, 3])
+def test_a_number_of_layers_that_there_is_not_is_an_error(number):
+    cfg = HOSTS['vit'].config()
+    cfg['backbone'].update(with_cp=number)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        with pytest.raises(ValueError, match=f'with_cp={number}: .* has 2'):
+            MMPRETRAIN.build(cfg)
+
+
 def test_a_model_without_transformer_layers_is_an_error():
     with pytest.raises(ValueError, match='with_cp=True would save nothing'):
         checkpoint_layers(nn.Sequential(nn.Linear(2, 2)))
