@@ -49,6 +49,8 @@ def draw_percent(plan, summaries: List[Summary]) -> Optional[bytes]:
         axes[0].set_xticks(ticks, [f'{t:g}' for t in ticks])
         axes[0].xaxis.set_minor_locator(NullLocator())
         axes[0].xaxis.set_minor_formatter(NullFormatter())
+    elif high - low < 0.5:  # a difference of one scalar is none
+        axes[0].set_xlim(low - 0.5, high + 0.5)
     axes[0].set(xlabel='trained parameters (%)', ylabel=f'{plan.metric}, test')
     if single:
         for place, method in enumerate(methods):
