@@ -79,7 +79,7 @@ def test_the_norms_of_tuned_blocks_are_folded():
     model = apply_tuning(resnet(50), dict(conv=CONV))
     expected = model(IMAGES)
     assert fold_frozen_norms(model) == 53
-    assert all(m.pair.holds(m) for m in model.modules()
+    assert all(m.pair.product(m) is not None for m in model.modules()
                if isinstance(m, FoldedConv2d))
     for result, wanted in zip(model(IMAGES), expected):
         assert_close(result, wanted, **CLOSE)
