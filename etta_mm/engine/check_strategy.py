@@ -1,4 +1,5 @@
 """Check how the processes of a run share its model, before it starts."""
+import torch
 from mmengine.config import Config
 
 WHOLE = ('{}; leave out runner_type and strategy for this (the config without '
@@ -35,6 +36,18 @@ def check_strategy(cfg: Config, is_tuned: bool) -> None:
             "strategy = dict(type='ETFSDPStrategy').")
     if kind != 'ETFSDPStrategy':
         return
+    wrapper = strategy.get('model_wrapper') or {}
+    if wrapper.get('mixed_precision') is not None:
+        raise ValueError(
+            'strategy.model_wrapper.mixed_precision='
+            f'{wrapper["mixed_precision"]}: it casts the frozen base alone, '
+            'and what is trained stays whole and in single precision, so that '
+            'their products fail. Leave it out; --amp casts both.')
+    if wrapper.get('cpu_offload') and not torch.cuda.is_available():
+        raise ValueError(
+            f'strategy.model_wrapper.cpu_offload={wrapper["cpu_offload"]}: it '
+            'moves the base from the memory of the host to a GPU and back, '
+            'and there is none here. Leave it out.')
     if cfg.get('launcher', 'none') == 'none':
         raise ValueError(
             WHOLE.format("strategy.type='ETFSDPStrategy' shares a model among "

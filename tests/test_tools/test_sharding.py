@@ -223,8 +223,17 @@ def test_a_model_without_a_frozen_part_is_refused():
     (dict(launcher='none'), 'dist_train.sh'),
     (dict(tuned_from='epoch_1.safetensors'), '.pth'),
     (dict(custom_hooks=[dict(type='EMAHook')]), 'EMAHook'),
+    ({
+        'strategy.model_wrapper': dict(
+            mixed_precision=dict(param_dtype='bfloat16'))
+    }, '--amp'),
+    ({
+        'strategy.model_wrapper': dict(cpu_offload=True)
+    }, 'cpu_offload=True: .* GPU'),
 ])
-def test_a_strategy_that_would_not_work_is_refused(changes, message):
+def test_a_strategy_that_would_not_work_is_refused(changes, message,
+                                                   monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     cfg = Config(dict(FSDP, launcher='pytorch'))
     check_strategy(cfg, is_tuned=True)
     cfg.merge_from_dict(changes)
