@@ -29,13 +29,17 @@ class Checkpointed:
 
     def __reduce_ex__(self, protocol):
         """Pickle by the layer's own class: this one has no importable name."""
-        return _new, (type(self).__mro__[2], ), self.__dict__
+        own = vars(type(self)).get('layer_class')
+        if own is None:  # a class that was made of this one
+            return super().__reduce_ex__(protocol)
+        return _new, (own, ), self.__dict__
 
 
 @lru_cache(maxsize=None)
 def checkpointed_class(cls: type) -> type:
     """The class ``cls`` with its forward checkpointed."""
-    return type(f'Checkpointed{cls.__name__}', (Checkpointed, cls), {})
+    return type(f'Checkpointed{cls.__name__}', (Checkpointed, cls),
+                dict(layer_class=cls))
 
 
 def _new(cls: type) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from etta_mm.layers import checkpoint_layers, transformer_layers
-from etta_mm.layers.checkpointing import Checkpointed
+from etta_mm.layers.checkpointing import Checkpointed, checkpointed_class
 
 NUM_LAYERS = dict(
     detr=4, deformable=4, deformable_twostage=4, vit=2, vit_swiglu=2,
@@ -102,6 +102,13 @@ def test_a_checkpointed_model_can_be_pickled(pair):
             ] == [type(m).__name__ for m in twin.modules()]
     layer = next(m for m in again.modules() if isinstance(m, Checkpointed))
     assert isinstance(layer, Checkpointed)
+
+
+def test_a_class_made_of_a_checkpointed_layer_stays_what_it_is_when_copied():
+    layer = nn.TransformerEncoderLayer(4, 2)
+    layer.__class__ = checkpointed_class(type(layer))
+    layer.__class__ = type('Made', (type(layer), ), {})
+    assert type(copy.deepcopy(layer)) is type(layer)
 
 
 @pytest.mark.parametrize('name', ['detr', 'deformable', 'vit'])
