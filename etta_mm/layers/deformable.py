@@ -1,23 +1,20 @@
 """Deformable attention with tuners.
 
 Parent: mmcv's ``MultiScaleDeformableAttention``, whose forward (CUDA op or
-CPU fallback, 2- or 4-coordinate reference points) is called as it is; the
-tuners' part is added to what it returns. Deformable attention has no keys, so
-there is no softmax mass λ to share, and the paper gives no formula for it.
+CPU fallback, 2- or 4-coordinate reference points) is called as it is, but for
+what stands in the place of its ``output_proj``. Deformable attention has no keys,
+so there is no softmax mass λ to share, and the paper gives no formula for it.
 Ours: a prefix always takes the parallel composition, its queries are query +
-query_pos split into heads, and its result passes the frozen ``output_proj``:
+query_pos split into heads, and its result is added before ``output_proj``, as
+in a softmax attention:
 
     output_proj(Deform(q) + s * Attn(q, P_k, P_v))
-
-``output_proj`` is linear, so this is the parent's output plus
-``W_o (s * Attn(q, P_k, P_v))``.
 """
-from typing import Optional
+from typing import Any, Optional
 
-import torch.nn.functional as F
 from mmcv.ops import MultiScaleDeformableAttention
 from mmengine.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..tuners import ScaledPrefix, build_tuner
 from .linear import add_lora
@@ -83,28 +80,45 @@ class ETMultiScaleDeformableAttention(TunedSublayer,
         Returns:
             Tensor: Shape of query.
         """
-        h = super().forward(
+        x = query if query_pos is None else query + query_pos
+        rows = x if self.batch_first else x.transpose(0, 1)
+        forward = super().forward.__func__
+        h = forward(
+            _Instead(
+                self,
+                output_proj=lambda h: self.output_proj(
+                    self.add_prefix(rows, h))),
             query,
             key=key,
             value=value,
             identity=query.new_zeros(()),  # the residual comes last
             query_pos=query_pos,
             **kwargs)
-        x = query if query_pos is None else query + query_pos
-        h = self.adapt(x, self.add_prefix(x, h))
-        return h + (query if identity is None else identity)
+        return self.adapt(x, h) + (query if identity is None else identity)
 
     def add_prefix(self, x: Tensor, h: Tensor) -> Tensor:
-        """Add what the prefix learned to the frozen output.
+        """Add what the prefix learned to what was sampled.
 
         Args:
-            x (Tensor): query + query_pos.
-            h (Tensor): The frozen output before the residual, same shape.
+            x (Tensor): query + query_pos, (bs, num_queries, embed_dims).
+            h (Tensor): The sampled values before ``output_proj``, same shape.
 
         Returns:
             Tensor: Same shape.
         """
         if self.tuning_enabled and 'prefix' in self.tuners:
-            h = h + self.dropout(
-                F.linear(self.tuners['prefix'](x), self.output_proj.weight))
+            h = h + self.tuners['prefix'](x)
         return h
+
+
+class _Instead:
+    """A module to read from, with other values for some of its attributes.
+
+    The module itself stays as it is, whoever else runs it at the same time.
+    """
+
+    def __init__(self, module: nn.Module, **values: Any) -> None:
+        self.__dict__.update(values, _module=module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)

@@ -99,7 +99,7 @@ class RoutedSublayer(Routed):
                            SerialAdapter, LoRA, ConvAdapter)
 
     def add_prefix(self, x: Tensor, h: Tensor) -> Tensor:
-        return self._route(super().add_prefix, (x, h), None, ScaledPrefix)
+        return self._route(super().add_prefix, (x, h), 0, ScaledPrefix)
 
     def _lora(self, name: str, x: Tensor, projected: Tensor) -> Tensor:
         method = super()._lora

@@ -1,5 +1,6 @@
 """Deformable attention: against its parent, and from the parts."""
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from mmcv.ops.multi_scale_deform_attn import \
 from torch.testing import assert_close
 
 from etta_mm import disable_tuning
+from etta_mm.benchmark import count_flops
 from etta_mm.layers import ETMultiScaleDeformableAttention
 
 DIMS = 8
@@ -127,6 +129,25 @@ def test_the_prefix_passes_the_output_projection(batch_first, coordinates,
     attended = attended + SCALE * plain_prefix(ours.tuners['prefix'], x)
     assert_close(result, given['query'] + parent.output_proj(attended),
                  **CLOSE)
+
+
+@EACH_CASE
+def test_a_prefix_pays_for_no_projection_of_its_own(batch_first):
+    parent, ours = pair(PREFIX, batch_first=batch_first)
+    given = inputs(batch_first, 2, False)
+    prefix = 2 * BS * QUERIES * 2 * NUM_PREFIX * DIMS  # q P_k^T and P_v
+    assert count_flops(lambda: ours(**given)) == count_flops(
+        lambda: parent(**given)) + prefix
+
+
+def test_threads_that_share_a_layer_do_not_share_a_prefix():
+    _, ours = pair(PREFIX, batch_first=True)
+    cases = [inputs(True, 2, True) for _ in range(8)]
+    expected = [ours(**case) for case in cases]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            found = list(pool.map(lambda case: ours(**case), cases))
+            assert_close(found, expected)
 
 
 @pytest.mark.parametrize('tuning', [
