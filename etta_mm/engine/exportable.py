@@ -195,7 +195,9 @@ def _static_class(cls: type) -> type:
     """``cls``, with the static attention as what it calls its parent's."""
     if cls is MultiScaleDeformableAttention:
         return StaticDeformableAttention
-    return type(f'Static{cls.__name__}', (cls, StaticDeformableAttention), {})
+    return type(
+        f'Static{cls.__name__}', (cls, StaticDeformableAttention),
+        dict(parent_forward=staticmethod(StaticDeformableAttention.forward)))
 
 
 def exportable(model: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ in a softmax attention:
 
     output_proj(Deform(q) + s * Attn(q, P_k, P_v))
 """
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from mmcv.ops import MultiScaleDeformableAttention
 from mmengine.registry import MODELS
@@ -37,6 +37,8 @@ class ETMultiScaleDeformableAttention(TunedSublayer,
     """
 
     site = 'attn'
+    #: Called with what stands in for the module, so that it must not be bound.
+    parent_forward = staticmethod(MultiScaleDeformableAttention.forward)
 
     def add_tuner(self, cls: type, cfg: dict) -> None:
         if is_lora(cls):
@@ -82,12 +84,9 @@ class ETMultiScaleDeformableAttention(TunedSublayer,
         """
         x = query if query_pos is None else query + query_pos
         rows = x if self.batch_first else x.transpose(0, 1)
-        forward = super().forward.__func__
-        h = forward(
-            _Instead(
-                self,
-                output_proj=lambda h: self.output_proj(
-                    self.add_prefix(rows, h))),
+        h = self.parent_forward(
+            _Projecting(
+                self, lambda h: self.output_proj(self.add_prefix(rows, h))),
             query,
             key=key,
             value=value,
@@ -111,14 +110,15 @@ class ETMultiScaleDeformableAttention(TunedSublayer,
         return h
 
 
-class _Instead:
-    """A module to read from, with other values for some of its attributes.
+class _Projecting:
+    """A deformable attention to read from, with another ``output_proj``.
 
     The module itself stays as it is, whoever else runs it at the same time.
     """
 
-    def __init__(self, module: nn.Module, **values: Any) -> None:
-        self.__dict__.update(values, _module=module)
+    def __init__(self, module: nn.Module, output_proj: Callable) -> None:
+        self.module = module
+        self.output_proj = output_proj
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
+        return getattr(self.module, name)

@@ -140,6 +140,18 @@ def test_a_prefix_pays_for_no_projection_of_its_own(batch_first):
         lambda: parent(**given)) + prefix
 
 
+def test_compiled_it_is_interrupted_by_nothing_but_its_parent():
+    parent, ours = pair([PREFIX, ADAPTER], batch_first=True)
+    given = inputs(True, 2, True)
+    assert_close(
+        torch.compile(ours, backend='eager')(**given), ours(**given), **CLOSE)
+    found, expected = ({
+        reason.reason
+        for reason in torch._dynamo.explain(layer)(**given).break_reasons
+    } for layer in (ours, parent))
+    assert found == expected
+
+
 def test_threads_that_share_a_layer_do_not_share_a_prefix():
     _, ours = pair(PREFIX, batch_first=True)
     cases = [inputs(True, 2, True) for _ in range(8)]
