@@ -1,5 +1,5 @@
 from .initial_loss import initial_loss_page, initial_losses
-from .overview import overview, replace_table
+from .overview import overview, replace_table, total_cost
 from .plan import Plan, Point, Run
 from .plan_file import read_plan
 from .report import write_report
@@ -12,5 +12,5 @@ __all__ = [
     'BusyError', 'Comparison', 'Plan', 'Point', 'Run', 'Settings', 'Slot',
     'choose', 'find_slots', 'initial_loss_page', 'initial_losses', 'overview',
     'read_plan', 'read_rows', 'replace_table', 'resolve', 'summarize',
-    'write_report', 'write_rows'
+    'total_cost', 'write_report', 'write_rows'
 ]

@@ -38,6 +38,27 @@ def overview(root: Path) -> List[str]:
     ] for method, found in cells.items()])
 
 
+def total_cost(root: Path) -> List[str]:
+    """What all runs of all plans take, those that plans share once.
+
+    Args:
+        root (Path): The checkout.
+
+    Returns:
+        list[str]: A line.
+    """
+    runs = {
+        row['hash']: row['wall_s'] or 0.
+        for path in sorted(root.glob('configs/comparison/*.py'))
+        for row in read_rows(root / EVIDENCE / path.stem / 'results.json')
+    }
+    hours = sum(runs.values()) / 3600
+    return [
+        f'{len(runs)} runs, one after the other {hours:.1f} h as they were '
+        f'run, two at once {hours / 2:.1f} h'
+    ]
+
+
 def replace_table(text: str, lines: List[str]) -> str:
     """``text`` with ``lines`` between the two marks.
 

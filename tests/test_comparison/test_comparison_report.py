@@ -6,7 +6,7 @@ import pytest
 from fakes import TWO, make_checkout, write_plan
 
 from etta_mm.comparison import (Comparison, find_slots, overview, read_plan,
-                                read_rows, replace_table, summarize,
+                                read_rows, replace_table, summarize, total_cost,
                                 write_report, write_rows)
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +103,21 @@ def test_the_shipped_table_is_that_of_its_results(folder, tmp_path):
 def test_the_readme_has_the_figures_of_the_comparisons():
     text = (ROOT / 'README.md').read_text()
     assert replace_table(text, overview(ROOT)) == text
+    text = (ROOT / 'docs/evidence/README.md').read_text()
+    assert replace_table(text, total_cost(ROOT)) == text
+
+
+def test_a_run_that_two_plans_share_is_counted_once(tmp_path):
+    for name, runs in dict(one='ab', two='bc').items():
+        plan = tmp_path / f'configs/comparison/{name}.py'
+        plan.parent.mkdir(parents=True, exist_ok=True)
+        plan.touch()
+        out = tmp_path / 'docs/evidence' / name
+        out.mkdir(parents=True)
+        write_rows(out / 'results.json',
+                   [dict(id=run, hash=run, wall_s=3600.) for run in runs])
+    assert total_cost(tmp_path)[0].startswith(
+        '3 runs, one after the other 3.0 h')
 
 
 def test_an_unfinished_method_has_no_figure_in_the_overview(done, root):
