@@ -9,7 +9,8 @@ verdict = '''
 C9 holds by two thirds: of the 5.0 points of AP between what ETTA trains beside its
 tuners (no tuners: neck, norm layers, queries, parts of the head) and full fine-tuning,
 the tuners make up 3.3; ETTA stays 1.7 points short, several standard deviations. The
-README's demo, one seed and twice the epochs, has 0.6. Nothing is said of C12: other
+README's demo, one seed and twice the epochs, has 0.6. The parallel adapter alone and
+Pfeiffer's are level with ETTA; the prefixes and LoRA have not been run yet. Nothing is said of C12: other
 work ran beside some of the runs, and the prefix of a deformable attention has become
 cheaper since.
 '''
