@@ -70,8 +70,9 @@ def draw_percent(plan, summaries: List[Summary]) -> Optional[bytes]:
 
 
 def draw_curves(plan, summaries: List[Summary]) -> Optional[bytes]:
-    """The validation by epoch, mean over the seeds, a line a point."""
-    summaries = [s for s in summaries if s.curve]
+    """The validation by epoch, mean over the seeds, a line a point; nothing
+    where each was validated once."""
+    summaries = [s for s in summaries if len(s.curve) > 1]
     if not summaries:
         return None
     styles = _styles(plan)

@@ -39,6 +39,16 @@ def test_table_and_figures_can_be_made_again_byte_for_byte(done, tmp_path):
         assert again == (out / name).read_bytes(), name
 
 
+def test_one_validation_a_run_is_no_curve(done, tmp_path):
+    plan, out = done
+    rows = read_rows(out / 'results.json')
+    for row in rows:
+        row['validation'] = row['validation'][-1:]
+    write_report(plan, rows, tmp_path)
+    assert not (tmp_path / 'training_curves.png').exists()
+    assert 'training_curves' not in (tmp_path / 'README.md').read_text()
+
+
 def test_the_table_says_what_the_rows_say(done):
     plan, out = done
     text = (out / 'README.md').read_text()
