@@ -24,6 +24,10 @@ HOSTS = dict(
     vit_l16_cifar100='etta/et_vit_l16_cifar100.py',
     detr_r101_coco='etta/et_detr_r101_coco.py',
     deformable_detr_coco='etta/et_deformable_detr_coco.py')
+#: What the paper compares with full fine-tuning alone.
+LARGER = dict(
+    vit_l16_imagenet='etta/et_vit_l16_imagenet.py',
+    detr_r101_bigdetection='etta/et_detr_r101_bigdetection.py')
 ZOO = dict(
     detr_r101_coco='mmdet::detr/detr_r101_8xb2-500e_coco.py',
     deformable_detr_coco='mmdet::deformable_detr/'
@@ -43,6 +47,7 @@ METHODS = dict(
     full=(None, None))
 UNSIZED = ('head_only', 'full')
 ALL = [f'baselines/{m}_{h}.py' for m in METHODS for h in HOSTS]
+ALL += [f'baselines/full_{h}.py' for h in LARGER]
 SIZED = [n for n in ALL if not n.split('/')[1].startswith(UNSIZED)]
 MOST_LINES = 20
 MOST_POINTS_APART = 0.2  # of the trained percentage
@@ -53,7 +58,7 @@ TRAINED = re.compile(
 
 def method_and_host(name: str):
     stem = Path(name).stem
-    host, = (h for h in HOSTS if stem.endswith(f'_{h}')
+    host, = (h for h in {**HOSTS, **LARGER} if stem.endswith(f'_{h}')
              and stem.removesuffix(f'_{h}') in METHODS)
     return stem.removesuffix(f'_{host}'), host
 
@@ -73,7 +78,7 @@ def report(name: str) -> ParameterReport:
 
 
 def etta(name: str) -> str:
-    return HOSTS[method_and_host(name)[1]]
+    return {**HOSTS, **LARGER}[method_and_host(name)[1]]
 
 
 def trained_names(model: nn.Module) -> set:

@@ -30,7 +30,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from etta_mm import TunedHost, count_parameters
-from etta_mm.data.check import check_dataset, check_evaluator
+from etta_mm.data.check import check_dataset
+from etta_mm.data.check_evaluator import check_evaluator
 from etta_mm.tuners import Tuner
 
 ROOT = Path(__file__).parents[1] / 'configs'
@@ -330,12 +331,14 @@ def test_custom_head_is_new_and_everything_else_is_loaded(tmp_path):
     check_loading(zoo, model, tmp_path, r'bbox_head\.cls_branches\..*')
 
 
-def test_cifar_head_is_new_and_everything_else_is_loaded(tmp_path):
+@pytest.mark.parametrize(
+    'name', ['etta/et_vit_l16_cifar100.py', 'etta/et_vit_l16_custom.py'])
+def test_head_of_a_vit_is_new_and_everything_else_is_loaded(name, tmp_path):
     small = dict(  # the names are those of ViT-L/16
         embed_dims=8, num_layers=2, num_heads=2, feedforward_channels=16)
     models = []
     for cfg in (get_config(ZOO['etta/et_vit_l16_imagenet.py']),
-                parse('etta/et_vit_l16_cifar100.py')):
+                parse(name)):
         cfg = copy.deepcopy(cfg)
         cfg.model.backbone.arch = small
         cfg.model.head.in_channels = 8
@@ -419,6 +422,29 @@ def test_custom_config_reads_data_where_it_says(tmp_path, monkeypatch):
         write_coco(f'data/custom/annotations/{split}.json',
                    f'data/custom/{split}', ['cat', 'dog'])
     check_data(parse('etta/et_deformable_detr_custom.py'), ['cat', 'dog'], 1)
+
+
+def test_custom_config_of_a_vit_reads_a_folder_for_each_class(
+        tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = parse('etta/et_vit_l16_custom.py')
+    for split in ('train', 'val'):
+        for name in ('cat', 'dog'):
+            folder = Path('data/custom', split, name)
+            folder.mkdir(parents=True)
+            cv2.imwrite(f'{folder}/1.jpg', np.zeros((*IMAGE_SIZE, 3), np.uint8))
+    with scope(cfg):
+        for split in ('train', 'val', 'test'):
+            loader = copy.deepcopy(cfg[f'{split}_dataloader'])
+            check_dataset(loader.dataset, split)
+            loader.update(num_workers=0, persistent_workers=False)
+            loader = Runner.build_dataloader(loader, seed=0)
+            samples = [s for batch in loader for s in batch['data_samples']]
+            assert sorted(s.gt_label.item() for s in samples) == [0, 1]
+        scores = samples[0].set_pred_score([0.9, 0.1])  # two classes, no top 5
+        metric = METRICS.build(cfg.val_evaluator)
+        metric.process({}, [scores.to_dict()])
+        assert list(metric.compute_metrics(metric.results)) == ['top1']
 
 
 def test_bigdetection_is_read_after_the_step_that_is_documented(

@@ -54,7 +54,7 @@ def main(argv=None):
             batch=args.batch,
             image=' and '.join(f'{s} x {s}' for s in args.image_size),
             steps=args.steps,
-            device=torch.cuda.get_device_name() if args.device.startswith(
+            device=torch.cuda.get_device_name(args.device) if args.device.startswith(
                 'cuda') else platform.machine(),
             threads=torch.get_num_threads(),
             torch=torch.__version__)

@@ -10,7 +10,8 @@ from etta_mm.engine.user_error import exit_on_user_error
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        'checkpoint', help='.pth, or .safetensors of what was trained')
     parser.add_argument(
         '--out', metavar='FILE.pkl', help='write the predictions, pickled')
     parser.add_argument(

@@ -14,8 +14,8 @@ def parse_args(argv=None):
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='resume from this checkpoint, or without a value from the latest '
-        'of the work dir')
+        help='resume from this checkpoint (.pth, or .safetensors of what was '
+        'trained), or without a value from the latest of the work dir')
     parser.add_argument(
         '--amp',
         action='store_true',

@@ -1,6 +1,6 @@
 # Parallel adapters beside the feed-forward networks against parallel adapters
 # beside the attentions, ET-ViT on handwritten Glyphs: one of each in a layer, so
-# equal bottlenecks are equal budgets (about 2.7 and 9.6 % trained).
+# equal bottlenecks are equal budgets (about 2.7 and 9.4 % trained).
 host = 'ET-ViT'
 title = 'parallel adapters, in the FFN and in the attention'
 metric = 'accuracy/top1'

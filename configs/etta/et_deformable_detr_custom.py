@@ -1,6 +1,8 @@
 # ET-Deformable DETR on data of your own in COCO's format: edit the classes and
 # the paths. The head is new; everything else is loaded from the zoo's weights.
-# The learning rate is for batches of 32: with fewer GPUs pass --auto-scale-lr.
+# The learning rate is for batches of 32, sixteen GPUs of 2 images. With one GPU
+# take 2.5e-4: --cfg-options optim_wrapper.optimizer.lr=2.5e-4 (docs/cluster.md,
+# "Larger batches").
 #
 # Trained: 3,059,416 of 43,025,178 parameters (7.11 %)
 _base_ = './et_deformable_detr_coco.py'

@@ -3,6 +3,7 @@ import resource
 import tempfile
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Callable, List
 
@@ -27,7 +28,7 @@ class Clock:
 
     def __init__(self, device: str) -> None:
         self.wait = (
-            torch.cuda.synchronize
+            partial(torch.cuda.synchronize, device)
             if device.startswith('cuda') else lambda: None)
         self.lap()
 
@@ -63,7 +64,7 @@ def measure(case: Case,
         dict: Times in seconds, sizes in bytes.
     """
     on_gpu = case.device.startswith('cuda')
-    before = _peak(on_gpu)
+    before = _peak(case.device)
     contestant = METHODS[method](case)
     ready = time.time()
     if compiled:
@@ -80,7 +81,7 @@ def measure(case: Case,
         trained=sum(p.numel() for p in trained) * contestant.trains,
         start_s=None if started is None else ready - started)
     result.update(_train(contestant, trained, autocast, case, steps, warmup))
-    result['peak_bytes'] = _peak(on_gpu) - before
+    result['peak_bytes'] = _peak(case.device) - before
     if contestant.trains:
         with autocast():
             result['activation_bytes'] = saved_bytes(contestant.model,
@@ -109,10 +110,10 @@ def compile_parts(model: nn.Module) -> None:
         backbone.compile()
 
 
-def _peak(on_gpu: bool) -> int:
+def _peak(device: str) -> int:
     """Highest memory so far: the allocator's, or the process's resident."""
-    if on_gpu:
-        return torch.cuda.max_memory_allocated()
+    if device.startswith('cuda'):
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

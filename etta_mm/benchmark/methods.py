@@ -88,6 +88,7 @@ METHODS: Dict[str, Callable[[Case], Contestant]] = dict(
     etta=_of(etta()),
     etta_unfolded=_of(etta(), fold_norms=False),
     etta_with_cp=_of(etta(), with_cp=True),
+    etta_with_cp_6=_of(etta(), with_cp=6),
     serial=_of(dict(ffn=dict(type='SerialAdapter', bottleneck_dims=400))),
     lora=_of(dict(attn=dict(type='LoRA', rank=peers.RANK))),
     prefix=_of(dict(attn=dict(type='Prefix', num_prefix=50))),

@@ -17,16 +17,15 @@ import json
 import os
 import os.path as osp
 from collections import defaultdict
-from itertools import chain
 from typing import List, Sequence
 
 from mmdet.datasets import CocoDataset
 from mmengine.fileio import list_from_file
-from mmengine.registry import DATASETS
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.datasets.custom import find_folders
 
 from .file import check_file
+from .unread import leaves, unread
 
 
 def check_dataset(dataset: dict, name: str = 'dataset') -> None:
@@ -40,47 +39,20 @@ def check_dataset(dataset: dict, name: str = 'dataset') -> None:
         FileNotFoundError: If annotations, images or folders are missing.
         ValueError: If annotations or folders do not fit the classes.
     """
-    if not isinstance(dataset, dict):
-        return  # an object: it has been built, so it has been read
-    if 'dataset' in dataset:
-        return check_dataset(dataset['dataset'], f'{name}.dataset')
-    if 'datasets' in dataset:
-        for index, inner in enumerate(dataset['datasets']):
-            check_dataset(inner, f'{name}.datasets.{index}')
-        return
-    host = dataset.get('type')
-    if isinstance(host, str):
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            host = registry.get(host)
-    if host is None or _is_remote(dataset):
-        return
-    if _reads_like(host, CocoDataset, ('load_data_list', 'parse_data_info')):
-        _check_coco(_build_unread(host, dataset), name)
-    elif _reads_like(host, CustomDataset, ('load_data_list', '_find_samples')):
-        named = dataset.get('classes') or (dataset.get('metainfo')
-                                           or {}).get('classes')
-        _check_custom(_build_unread(host, dataset), bool(named), name)
+    for leaf, where in leaves(dataset, name):
+        built = unread(leaf)
+        if isinstance(built, CocoDataset):
+            _check_coco(built, where)
+        elif built is not None:
+            named = leaf.get('classes') or (leaf.get('metainfo')
+                                            or {}).get('classes')
+            _check_custom(built, bool(named), where)
 
 
-def check_evaluator(evaluator, name: str = 'evaluator') -> None:
-    """Raise ``FileNotFoundError`` if a metric's ``ann_file`` is missing.
-
-    Args:
-        evaluator (dict | list[dict]): Config of one or several metrics.
-        name (str): Where it stands in the config, for the message.
-    """
-    if isinstance(evaluator, dict):
-        evaluator = evaluator.get('metrics', evaluator)
-    metrics = evaluator if isinstance(evaluator,
-                                      (list, tuple)) else [evaluator]
-    for metric in metrics:
-        if (isinstance(metric, dict)
-                and isinstance(metric.get('ann_file'), str)
-                and not _is_remote(metric)):
-            check_file(
-                metric['ann_file'], f'The annotation file of {name}',
-                f'Set {name}.ann_file, usually to that of the data set that '
-                'is evaluated.')
+def first(names: List[str], number: int = 3) -> str:
+    """The first names of a list, for a message."""
+    more = ', ...' if len(names) > number else ''
+    return ', '.join(map(str, names[:number])) + more
 
 
 def check_classes(classes: Sequence[str], found: Sequence[str], source: str,
@@ -105,14 +77,14 @@ def check_classes(classes: Sequence[str], found: Sequence[str], source: str,
     if missing:
         raise ValueError(
             f'{name}: {source} lacks {len(missing)} of the {len(classes)} '
-            f'classes: {_first(missing)}. It has {len(found)}: '
-            f'{_first(found, 40)}. Set {name}.metainfo.classes to names that '
+            f'classes: {first(missing)}. It has {len(found)}: '
+            f'{first(found, 40)}. Set {name}.metainfo.classes to names that '
             'it has, and num_classes of the model to their number.')
     used = [item for item in found if item in classes]
     if used != list(classes):
         raise ValueError(
             f'{name}: {source} has the classes in another order or twice: '
-            f'{_first(used, 40)}; given: {_first(classes, 40)}. Labels follow '
+            f'{first(used, 40)}; given: {first(classes, 40)}. Labels follow '
             f'the order of the source: set {name}.metainfo.classes to the '
             'same.')
 
@@ -142,27 +114,41 @@ def check_images(folder: str, files: Sequence[str], source: str,
     if missing:
         raise FileNotFoundError(
             f'{name}: {len(missing)} of the {len(files)} images that {source} '
-            f'names are not in {folder!r}: {_first(missing)}. Set {name}.'
+            f'names are not in {folder!r}: {first(missing)}. Set {name}.'
             'data_root and data_prefix to where they are, fetch them, or take '
             'them out of the annotations.')
+
+
+def read_coco(path: str, name: str) -> dict:
+    """The content of an annotation file in COCO's format.
+
+    Args:
+        path (str): The file, which exists.
+        name (str): Where what reads it stands in the config.
+
+    Raises:
+        ValueError: If it is in another format.
+    """
+    with open(path, encoding='utf-8') as file:
+        try:
+            content = json.load(file)
+        except ValueError as error:
+            raise ValueError(
+                f'{name}: {path} is not a JSON file: {error}. '
+                'Give one in COCO\'s format.') from error
+    if not isinstance(content, dict) or not {'images', 'categories'
+                                             } <= content.keys():
+        raise ValueError(
+            f'{name}: {path} is not in COCO\'s format, which has '
+            'the lists "images", "annotations" and "categories". Convert it, '
+            'or name the type of data set that reads it.')
+    return content
 
 
 def _check_coco(dataset: CocoDataset, name: str) -> None:
     check_file(dataset.ann_file, f'{name}: the annotation file',
                f'Set {name}.data_root and {name}.ann_file.')
-    with open(dataset.ann_file, encoding='utf-8') as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise ValueError(
-                f'{name}: {dataset.ann_file} is not a JSON file: '
-                f'{error}. Give one in COCO\'s format.') from error
-    if not isinstance(content, dict) or not {'images', 'categories'
-                                             } <= content.keys():
-        raise ValueError(
-            f'{name}: {dataset.ann_file} is not in COCO\'s format, which has '
-            'the lists "images", "annotations" and "categories". Convert it, '
-            'or name the type of data set that reads it.')
+    content = read_coco(dataset.ann_file, name)
     check_classes(dataset.metainfo['classes'],
                   [item['name'] for item in content['categories']],
                   dataset.ann_file, name)
@@ -171,19 +157,42 @@ def _check_coco(dataset: CocoDataset, name: str) -> None:
             f'{name} has data_prefix={dataset.data_prefix}, which '
             'lacks the folder of the images. Write data_prefix='
             "dict(img='FOLDER/').")
-    images = content['images']
-    if (dataset.filter_cfg or {}).get('filter_empty_gt') \
-            and not dataset.test_mode:
-        # These are dropped before anyone opens them.
-        annotated = {
-            item['image_id']
-            for item in content.get('annotations', ())
-        }
-        images = [item for item in images if item['id'] in annotated]
+    images = _kept(dataset, content)
+    if not images:
+        raise ValueError(
+            f'{name}: none of the {len(content["images"])} images of '
+            f'{dataset.ann_file} is left with filter_cfg={dataset.filter_cfg}.'
+            ' Give annotations with images, and to train, with boxes of '
+            f'{first(dataset.metainfo["classes"])}, or another filter_cfg.')
     if dataset._indices is None:
         check_images(dataset.data_prefix['img'],
                      [item['file_name'] for item in images], dataset.ann_file,
                      name)
+
+
+def _kept(dataset: CocoDataset, content: dict) -> List[dict]:
+    """The images that the data set reads: the others may be missing.
+
+    Source: mmdet 3.5.1 (OneDL) `datasets/coco.py:CocoDataset.filter_data`.
+    """
+    images, filters = content['images'], dataset.filter_cfg or {}
+    if dataset.test_mode:
+        return images
+    if filters.get('filter_empty_gt'):
+        classes = dataset.metainfo['classes']
+        used = {c['id'] for c in content['categories'] if c['name'] in classes}
+        annotated = {
+            item['image_id']
+            for item in content.get('annotations', ())
+            if item['category_id'] in used
+        }
+        images = [item for item in images if item['id'] in annotated]
+    if filters.get('min_size'):
+        images = [
+            item for item in images
+            if min(item['width'], item['height']) >= filters['min_size']
+        ]
+    return images
 
 
 def _check_custom(dataset: CustomDataset, with_named_classes: bool,
@@ -208,31 +217,7 @@ def _check_custom(dataset: CustomDataset, with_named_classes: bool,
         if dataset.CLASSES and len(found) != len(dataset.CLASSES):
             raise ValueError(
                 f'{name}: {folder} has {len(found)} folders '
-                f'({_first(found)}), but the data set {len(dataset.CLASSES)} '
-                f'classes ({_first(dataset.CLASSES)}). There must be one '
+                f'({first(found)}), but the data set {len(dataset.CLASSES)} '
+                f'classes ({first(dataset.CLASSES)}). There must be one '
                 f'folder a class: move the others away or set {name}.metainfo.'
                 'classes.')
-
-
-def _build_unread(host: type, dataset: dict):
-    """The data set with its paths joined and no file read."""
-    kwargs = {k: v for k, v in dataset.items() if k not in ('type', '_scope_')}
-    return host(**{**kwargs, 'pipeline': [], 'lazy_init': True})
-
-
-def _reads_like(host: type, parent: type, methods: Sequence[str]) -> bool:
-    return issubclass(host, parent) and all(
-        getattr(host, method) is getattr(parent, method) for method in methods)
-
-
-def _is_remote(cfg: dict) -> bool:
-    backend = (cfg.get('backend_args') or {}).get('backend', 'local')
-    prefixes = cfg.get('data_prefix') or {}
-    prefixes = prefixes.values() if isinstance(prefixes, dict) else [prefixes]
-    paths = chain([cfg.get('data_root'), cfg.get('ann_file')], prefixes)
-    return backend != 'local' or any('://' in (path or '') for path in paths)
-
-
-def _first(names: List[str], number: int = 3) -> str:
-    more = ', ...' if len(names) > number else ''
-    return ', '.join(map(str, names[:number])) + more

@@ -7,6 +7,7 @@ over the target, and the folder is synced. Whatever happens in between (a crash,
 import os
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
@@ -70,14 +71,16 @@ def _is_alive(pid: int) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the renaming itself last through a power failure."""
+    """Make the renaming itself last through a power failure, where the file
+    system can: on some, folders cannot be synced, and the file is there."""
     if os.name != 'posix':
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @register_backend('atomic')

@@ -5,13 +5,15 @@ tries ``weights_only=True`` and, where that fails, unpickles after all.
 Importing this module teaches mmengine's ``CheckpointLoader`` otherwise, for
 ``load_from``, ``init_cfg`` and ``--resume`` alike:
 
-- ``*.safetensors`` is loaded as a checkpoint;
+- ``*.safetensors`` is loaded as a checkpoint, from this machine or from
+  ``https://``;
 - a pickle is loaded with ``weights_only=True`` and the few harmless types that
   mmengine itself writes; any other is an error until it is allowed
   (``--allow-pickle``, ``allow_pickle=True`` in the config).
 """
 import argparse
 import functools
+import hashlib
 import os
 import pickle
 import re
@@ -19,6 +21,7 @@ import struct
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -74,6 +77,30 @@ def load_base(filename: str, map_location=None) -> dict:
             'model. Name both with etta_mm.tuned_weights(config, tuned), or '
             'load the base and then this with etta_mm.load_tuned')
     return dict(state_dict=tensors, meta={})
+
+
+# Of the loaders whose pattern fits, mmengine takes the last in the alphabet:
+# this one comes before that of all of https://.
+@CheckpointLoader.register_scheme(
+    prefixes=r'https?://[^?#]*\.safetensors(?:[?#]|$)')
+def load_base_from_http(url: str, map_location=None) -> dict:
+    """Fetch a safetensors file, once, and read it as :func:`load_base` does.
+
+    It is kept where torch keeps what it fetches, in a folder of its address:
+    many files are called ``model.safetensors``.
+
+    Raises:
+        OSError: If it cannot be fetched.
+        ValueError: As :func:`load_base`.
+    """
+    folder = hashlib.sha256(url.encode()).hexdigest()[:16]
+    file = Path(torch.hub.get_dir(), 'checkpoints', folder,
+                Path(urlsplit(url).path).name)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # It appears whole, so several processes may fetch it at once.
+        torch.hub.download_url_to_file(url, str(file), progress=False)
+    return load_base(file)
 
 
 def allow_pickle(allowed: bool = True) -> None:

@@ -8,6 +8,7 @@ from mmengine.device import get_device
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
+from ..layers.frozen import FrozenStatistics
 from ..tuners import Tuner
 from .base_weights import allow_pickle
 from .check_strategy import check_strategy
@@ -19,7 +20,8 @@ def check_model(cfg: Config) -> None:
     """Build the model without its numbers and compare its base with it.
 
     Errors of etta_mm's own (a tuning that does not fit, a base of another
-    architecture) become one message. What other packages raise is left to the
+    architecture) become one message. Frozen parts for which no base is named
+    are warned of: they would stay random numbers. What other packages raise is left to the
     run itself, whose traceback says more; so is a model that cannot be built
     on the meta device.
 
@@ -38,6 +40,7 @@ def check_model(cfg: Config) -> None:
     is_tuned = any(isinstance(module, Tuner) for module in model.modules())
     check_strategy(cfg, is_tuned)
     _check_precision(model, cfg)
+    _check_norms(model, cfg)
     if is_tuned:
         _check_base(model, cfg)
 
@@ -56,9 +59,24 @@ def _check_precision(model: nn.Module, cfg: Config) -> None:
             'for float16, or --amp for float32.')
 
 
+def _check_norms(model: nn.Module, cfg: Config) -> None:
+    frozen = [
+        name for name, module in model.named_modules()
+        if isinstance(module, FrozenStatistics)
+    ]
+    kind = cfg.get('sync_bn') or (cfg.get('strategy') or {}).get('sync_bn')
+    if kind and frozen:
+        raise ValueError(
+            f'sync_bn={kind!r} would put norms with moving statistics '
+            f'in the place of {len(frozen)} frozen ones ({frozen[0]}, ...). '
+            'Leave it out: what is frozen needs no synchronising.')
+
+
 def _check_base(model: nn.Module, cfg: Config) -> None:
     path: Optional[str] = cfg.get('load_from')
     if path is None:
+        if cfg.get('tuned_from') is None:  # whose loading asks for its base
+            _warn_of_no_base(model)
         return
     allow_pickle(bool(cfg.get('allow_pickle', False)))
     try:
@@ -73,6 +91,31 @@ def _check_base(model: nn.Module, cfg: Config) -> None:
                 strict=False)
     except Exception as error:
         _raise_ours(error, f'load_from={str(path)!r}')
+
+
+def _warn_of_no_base(model: nn.Module) -> None:
+    loaded = tuple(
+        f'{name}.' if name else '' for name, module in model.named_modules()
+        if 'Pretrained' in _init_types(module))
+    random = [
+        name for name, parameter in model.named_parameters()
+        if not (parameter.requires_grad or name.startswith(loaded))
+    ]
+    if random:
+        parts = ', '.join(sorted({name.split('.')[0] for name in random}))
+        warnings.warn(
+            f'no base is given, and {len(random)} frozen parameters ({parts}) '
+            'would stay the random numbers that they start with. Name the '
+            'checkpoint to fine-tune: load_from in the config, or '
+            '--cfg-options load_from=FILE.')
+
+
+def _init_types(module: nn.Module) -> list:
+    cfgs = getattr(module, 'init_cfg', None) or []
+    return [
+        cfg.get('type')
+        for cfg in (cfgs if isinstance(cfgs, (list, tuple)) else [cfgs])
+    ]
 
 
 def _raise_ours(error: Exception, what: str) -> None:

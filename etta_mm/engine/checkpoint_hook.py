@@ -30,7 +30,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     Deviations: checkpoints and ``last_checkpoint`` are written atomically; an
     outdated checkpoint is removed when the new one lies on the disk, not
-    before. So at any moment ``last_checkpoint`` names a whole checkpoint.
+    before. So at any moment ``last_checkpoint`` names a whole checkpoint. A
+    validation without a training passes with ``save_best``, too.
     Folders on other machines (``s3://...``) are left to their backends.
 
     Source: mmengine 0.10.12 (OneDL) `hooks/checkpoint_hook.py`.
@@ -83,6 +84,8 @@ class AtomicCheckpointHook(CheckpointHook):
             self._remove(self.file_backend.join_path(self.out_dir, outdated))
 
     def _save_best_checkpoint(self, runner, metrics) -> None:
+        if not hasattr(self, 'file_backend'):
+            return  # a validation by itself: there is nothing to save
         backend = self.file_backend
         if type(backend) is not AtomicBackend:
             super()._save_best_checkpoint(runner, metrics)

@@ -12,13 +12,14 @@ import copy
 import os
 import subprocess
 from datetime import timedelta
+from typing import Optional, Sequence
 
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import BaseLoop, Runner, load_checkpoint
 from torch import distributed as torch_dist
 
 from .base_weights import allow_pickle
@@ -44,27 +45,28 @@ def build_runner(cfg: Config) -> Runner:
     Args:
         cfg (Config): The config of a run, as :mod:`etta_mm.engine.options`
             returns it; ``tuned_from`` is a tuned checkpoint that goes on top
-            of ``load_from``, ``allow_pickle`` whether checkpoints may run
-            code. It stays as it is.
+            of ``load_from``, to be tested or, with ``resume``, trained on;
+            ``allow_pickle`` whether checkpoints may run code. It stays as it
+            is, and what the Runner writes down is without ``tuned_from``:
+            that is of one run, not of the config.
     """
     allow_pickle(bool(cfg.get('allow_pickle', False)))
+    cfg = copy.deepcopy(cfg)
     if cfg.get('launcher', 'none') != 'none' and get_device() == 'cpu':
         init_gloo(cfg.launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}))
-        cfg = copy.deepcopy(cfg)
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel',
             broadcast_buffers=False,
             find_unused_parameters=cfg.get('find_unused_parameters', False),
             device_ids=None) | (
                 cfg.get('model_wrapper_cfg') or {})
-    tuned_from, resume = cfg.get('tuned_from'), cfg.get('resume', False)
-    if tuned_from is not None and resume:
-        cfg = copy.deepcopy(cfg)
+    tuned_from, resume = cfg.pop('tuned_from', None), cfg.get('resume', False)
+    if tuned_from is not None:
         cfg.resume = False  # the base is loaded first
     runner = RUNNERS.build(cfg)
     _make_safe(runner)
     if tuned_from is not None:
-        _load_tuned(runner, tuned_from)
+        _load_tuned(runner, tuned_from, resume)
         if resume:
             resume_tuned(runner, tuned_from)
     return runner
@@ -105,8 +107,12 @@ def init_gloo(launcher: str, dist_cfg: dict) -> None:
         'gloo', timeout=timedelta(seconds=dist_cfg.get('timeout', 1800)))
 
 
-def _load_tuned(runner: Runner, path: str) -> None:
-    """Load the base that the config names, then the tuned checkpoint."""
+def _load_tuned(runner: Runner, path: str, resume: bool) -> None:
+    """Load the base that the config names, then the tuned checkpoint.
+
+    Its classes are compared with those of the data that the run reads: to
+    train on if it resumes, else to test on.
+    """
     model = runner.model
     if is_model_wrapper(model):
         model = model.module
@@ -121,13 +127,15 @@ def _load_tuned(runner: Runner, path: str) -> None:
             map_location='cpu',
             logger=runner.logger,
             revise_keys=[(r'^module\.', '')])
+    load_tuned(model, path,
+               _classes(runner.train_loop if resume else runner.test_loop))
     runner._has_loaded = True
-    load_tuned(model, path, _test_classes(runner))
+    # train() would draw the weights anew and, having loaded, keep those.
+    runner._init_model_weights = lambda: None
 
 
-def _test_classes(runner: Runner):
-    """The classes of the data to test on; None where there are none."""
-    if runner._test_loop is None:
+def _classes(loop: Optional[BaseLoop]) -> Optional[Sequence[str]]:
+    """The classes of the data of a loop; None where there are none."""
+    if loop is None:
         return None
-    dataset = runner.test_loop.dataloader.dataset
-    return getattr(dataset, 'metainfo', {}).get('classes')
+    return getattr(loop.dataloader.dataset, 'metainfo', {}).get('classes')

@@ -24,7 +24,8 @@ def build_on_meta(cfg: Config) -> nn.Module:
                        ', '.join(sorted(cfg)))
     model = copy.deepcopy(cfg.model)
     if 'data_preprocessor' in cfg:
-        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+        model.setdefault('data_preprocessor',
+                         copy.deepcopy(cfg.data_preprocessor))
     scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
     with scope, torch.device('meta'):
         return MODELS.build(model)

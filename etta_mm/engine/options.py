@@ -26,10 +26,13 @@ from typing import Optional
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmengine.runner import find_latest_checkpoint
 
-from etta_mm.data.check import check_dataset, check_evaluator
+from etta_mm.data.check import check_dataset
+from etta_mm.data.check_evaluator import check_evaluator
+from etta_mm.data.check_num_classes import check_num_classes
 from etta_mm.data.file import check_file, check_folder_writable
 
 from .check_model import check_model
@@ -94,6 +97,8 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+    # Only the options say which tuned checkpoint this run takes.
+    cfg.pop('tuned_from', None)
     if args.allow_pickle:
         cfg.allow_pickle = True
     if args.work_dir is not None:
@@ -107,6 +112,10 @@ def load_config(args: argparse.Namespace) -> Config:
 
 def training_config(args: argparse.Namespace) -> Config:
     """The checked config of a training run.
+
+    ``resume=True`` in the config resumes from the latest checkpoint of the
+    work dir, or starts from ``load_from`` where there is none yet: mmengine
+    would resume from ``load_from``, which is the base.
 
     Args:
         args (argparse.Namespace): ``resume`` (None, 'auto' or a checkpoint),
@@ -126,19 +135,20 @@ def training_config(args: argparse.Namespace) -> Config:
                 'base_batch_size, the batch size that its learning rate is '
                 'meant for. Set it, or leave --auto-scale-lr out.')
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        cfg.resume = True
-        if args.resume.endswith('.safetensors'):
-            _check_resumable(args.resume)
-            cfg.tuned_from = args.resume
+    resume = args.resume or _resume_by_config(cfg)
+    cfg.resume = resume is not None
+    if cfg.resume:
+        if resume.endswith('.safetensors'):
+            _check_resumable(resume)
+            cfg.tuned_from = resume
         else:
             cfg.load_from = (
                 _latest_checkpoint(cfg.work_dir)
-                if args.resume == 'auto' else args.resume)
+                if resume == 'auto' else resume)
     if cfg.get('load_from') is not None:
         check_file(
             cfg.load_from, 'The checkpoint', 'Give one that exists, as '
-            f'{"--resume" if args.resume else "load_from of the config"}.')
+            f'{"--resume" if resume else "load_from of the config"}.')
     check_model(cfg)
     _check_data(cfg, 'train', 'val')
     check_folder_writable(cfg.work_dir, 'work_dir')
@@ -205,6 +215,19 @@ def _set_precision(cfg: Config, amp: bool) -> None:
             f'AmpOptimWrapper) on {get_device()!r}: it runs on '
             f'{", ".join(AMP_DEVICES)} only. Leave --amp out, set '
             'optim_wrapper.type=OptimWrapper, or make a GPU visible.')
+
+
+def _resume_by_config(cfg: Config) -> Optional[str]:
+    """What a config without ``--resume`` asks to resume from, if anything."""
+    asked = cfg.get('resume') or None
+    if asked is None or isinstance(asked, str):
+        return asked
+    if osp.exists(osp.join(cfg.work_dir, 'last_checkpoint')):
+        return 'auto'
+    print_log(f'resume={asked} in the config, and {cfg.work_dir!r} has no '
+              'last_checkpoint: the training starts from load_from='
+              f'{cfg.get("load_from")!r}')
+    return None
 
 
 def _latest_checkpoint(work_dir: str) -> str:
@@ -290,8 +313,10 @@ def _check_data(cfg: Config, *splits: str) -> None:
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         for split in splits:
             loader = cfg.get(f'{split}_dataloader')
-            if isinstance(loader, dict):
-                check_dataset(
-                    loader.get('dataset'), f'{split}_dataloader.dataset')
+            dataset = loader.get('dataset') if isinstance(loader,
+                                                          dict) else None
+            name = f'{split}_dataloader.dataset'
+            check_dataset(dataset, name)
+            check_num_classes(cfg.get('model'), dataset, name)
             check_evaluator(
-                cfg.get(f'{split}_evaluator'), f'{split}_evaluator')
+                cfg.get(f'{split}_evaluator'), f'{split}_evaluator', dataset)

@@ -7,7 +7,8 @@ from mmengine.registry import HOOKS
 
 from .sharding import ETFSDPStrategy, structure
 from .training_state import save_training_state, state_path
-from .tuned_checkpoint import read_metadata, save_tuned, tuned_state_dict
+from .tuned_checkpoint import (read_metadata, save_tuned, tuned_roots,
+                               tuned_state_dict)
 from .tuned_file import plain_metainfo
 
 
@@ -20,7 +21,8 @@ class TunedCheckpointHook(Hook):
     of a training with ``EMAHook``, the averaged ones. The last one gets an
     ``epoch_3.train.safetensors`` as well, from which ``--resume`` goes on
     without the ``.pth``. They go when mmengine removes the full one.
-    mmengine's ``CheckpointHook`` says when.
+    mmengine's ``CheckpointHook`` says when. Where nothing is tuned, nothing is
+    written.
 
     Args:
         save_state (bool): Whether to write the training state. Defaults to
@@ -35,6 +37,7 @@ class TunedCheckpointHook(Hook):
         self._written = {}  # full checkpoint -> tuned checkpoint
         self._seen = {}  # what mmengine wrote, see _full_checkpoints
         self._saved = None  # what the Runner saved last
+        self._is_tuned = False  # whether anything in the model is
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Keep what is saved, to take the tuned tensors from it.
@@ -43,7 +46,8 @@ class TunedCheckpointHook(Hook):
             runner (Runner): The runner of the training.
             checkpoint (dict): What is saved.
         """
-        self._saved = checkpoint
+        if self._is_tuned:
+            self._saved = checkpoint
 
     def before_train(self, runner) -> None:
         """Take stock: of a resumed training, the pairs are ours to remove,
@@ -52,6 +56,11 @@ class TunedCheckpointHook(Hook):
         Args:
             runner (Runner): The runner of the training.
         """
+        self._is_tuned = bool(tuned_roots(structure(runner)))
+        if not self._is_tuned:
+            runner.logger.info('Nothing in the model is tuned: no tuned '
+                               'checkpoints are written.')
+            return
         self._seen = self._full_checkpoints(runner)
         if runner._resume:
             for full in Path(runner.work_dir).glob('*.pth'):
@@ -98,11 +107,14 @@ class TunedCheckpointHook(Hook):
         }
 
     def _follow(self, runner, epoch: int, iteration: int) -> None:
-        if not is_main_process():
+        if not (self._is_tuned and is_main_process()):
             return
         for key, found in self._full_checkpoints(runner).items():
-            if found != self._seen.get(key):
-                self._seen[key], full = found, found[0]
+            if found == self._seen.get(key):
+                continue
+            self._seen[key], full = found, found[0]
+            # Without a save, somebody else has touched the file.
+            if self._saved is not None:
                 self._write(
                     self._whole(runner),
                     Path(full).with_suffix('.safetensors'),

@@ -188,7 +188,8 @@ class ETMultiheadAttention(TunedAttention, MultiheadAttention):
             attn_mask (Tensor, optional): (num_queries, num_keys) or (bs *
                 num_heads, num_queries, num_keys), True: hidden.
             key_padding_mask (Tensor, optional): (bs, num_keys), True: hidden.
-            **kwargs: Ignored, as in the parent.
+            **kwargs: ``residual`` is the older name of identity; others are
+                ignored, as in the parent.
 
         Returns:
             Tensor: Shape of query.
@@ -198,7 +199,7 @@ class ETMultiheadAttention(TunedAttention, MultiheadAttention):
         if value is None:
             value = key
         if identity is None:
-            identity = query
+            identity = kwargs.get('residual', query)
         if key_pos is None and query_pos is not None:
             if query_pos.shape == key.shape:
                 key_pos = query_pos

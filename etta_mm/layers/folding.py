@@ -15,6 +15,7 @@ behind the convolution and to use neither elsewhere: mmdet's ResNets, mmcv's
 ``ConvModule`` and ``Sequential`` (exact types; a subclass may compute something
 else).
 """
+import copy
 from collections import Counter
 from typing import Iterator, Optional, Tuple
 
@@ -61,6 +62,15 @@ class ConvNorm:
     def __getstate__(self) -> dict:
         """All but the product, which a copy makes of its own weights."""
         return dict(vars(self), _key=None, _product=None)
+
+    def __deepcopy__(self, memo: dict) -> 'ConvNorm':
+        """A copy goes with a copy of the owner. One of the layers that is
+        copied alone (``fuse_conv_bn_eval``) is no part of any pair."""
+        if id(self.owner) not in memo:
+            return self  # whose layers the copy is none of
+        memo[id(self)] = pair = type(self).__new__(type(self))
+        vars(pair).update(copy.deepcopy(self.__getstate__(), memo))
+        return pair
 
     def forget(self) -> None:
         self._key = self._product = None

@@ -4,6 +4,7 @@ mmengine's Runner loads with ``strict=False``: a checkpoint of another
 architecture costs it one warning, and the training that follows is worthless.
 A tuned model checks what it is given before a single tensor is copied.
 """
+import copy
 from difflib import get_close_matches
 from functools import partial
 from typing import List
@@ -26,13 +27,19 @@ def guard_loading(model: nn.Module, trained: List[str]) -> None:
         model (nn.Module): A tuned model.
         trained (list[str]): Names of what is trained in full.
     """
-    model.register_load_state_dict_pre_hook(
+    handle = model.register_load_state_dict_pre_hook(
         partial(check_state_dict, trained=frozenset(trained)))
+    # Before the host's own hooks, which drop what the host makes itself.
+    model._load_state_dict_pre_hooks.move_to_end(handle.id, last=False)
 
 
 def check_state_dict(module: nn.Module, state_dict: dict, prefix: str, *args,
                      trained: frozenset) -> None:
     """The hook: compare the keys below ``prefix`` with the module's.
+
+    The hooks of the host, which resize a position embedding or rename what an
+    old checkpoint has, come first, on a copy of the dict. Whether the tuners
+    were there is noted in ``module.tuners_loaded``.
 
     Raises:
         KeyError: If a key of the base is missing, a key belongs to nothing,
@@ -45,13 +52,13 @@ def check_state_dict(module: nn.Module, state_dict: dict, prefix: str, *args,
         for name, child in module.named_modules() if isinstance(child, Tuner)
         for key in child.state_dict()
     }
-    given = {
-        key[len(prefix):]
-        for key in state_dict if key.startswith(prefix)
-    }
+    loaded = _after_hooks(module, state_dict, prefix)
+    given, original = (
+        {key[len(prefix):] for key in keys if key.startswith(prefix)}
+        for keys in (loaded, state_dict))
     # torch adds this counter itself where an old checkpoint lacks it.
     missing = [
-        key for key in expected if key not in given and key not in ours
+        key for key in expected if key not in given | original | ours
         and not key.endswith('.num_batches_tracked')
     ]
     unexpected = sorted(given - set(expected))
@@ -64,10 +71,10 @@ def check_state_dict(module: nn.Module, state_dict: dict, prefix: str, *args,
             f'{len(ours)} tensors of the tuners; it lacks '
             f'{_listing(absent)}. It comes from another tuning: load it into '
             'a model with that one, or take the base checkpoint')
-    shapes = [(key, tuple(state_dict[prefix + key].shape),
+    shapes = [(key, tuple(loaded[prefix + key].shape),
                tuple(expected[key].shape)) for key in expected
               if key in given
-              and state_dict[prefix + key].shape != expected[key].shape]
+              and loaded[prefix + key].shape != expected[key].shape]
     wrong = [
         f'{key} {found} where {wanted} is needed'
         for key, found, wanted in shapes if key not in trained
@@ -77,13 +84,37 @@ def check_state_dict(module: nn.Module, state_dict: dict, prefix: str, *args,
             f'{len(wrong)} tensors of the checkpoint have another shape than '
             f'{type(module).__name__}: {_listing(wrong)}. Take the checkpoint '
             'of this architecture; only what train names may differ')
+    module.tuners_loaded = bool(ours) and not absent
     for key, _, _ in shapes:
-        state_dict.pop(prefix + key)
+        state_dict.pop(prefix + key, None)
     if shapes:
         print_log(
             'trained in full and of another shape than in the checkpoint, so '
             'from its own start: ' + ', '.join(key for key, _, _ in shapes),
             logger='current')
+
+
+def _after_hooks(module: nn.Module, state_dict: dict, prefix: str) -> dict:
+    """``state_dict`` as it is when the tensors are copied: after the hooks
+    of the host and of all that lies below it."""
+    loaded = copy.copy(state_dict)
+    metadata = getattr(state_dict, '_metadata', None) or {}
+    for name, child in module.named_modules():
+        below = f'{prefix}{name}.' if name else prefix
+        for hook in child._load_state_dict_pre_hooks.values():
+            function = getattr(hook, 'hook', hook)
+            if (getattr(function, 'func', None) is check_state_dict
+                    or _is_torchs(function)):
+                continue
+            hook(loaded, below, metadata.get(below[:-1], {}), False, [], [],
+                 [])
+    return loaded
+
+
+def _is_torchs(hook) -> bool:
+    """Whether torch itself put it there, as FSDP does: such a hook acts on
+    the module, not on the dict."""
+    return (getattr(hook, '__module__', None) or '').startswith('torch.')
 
 
 def _describe(module: nn.Module, missing: List[str], unexpected: List[str],

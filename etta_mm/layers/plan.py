@@ -2,11 +2,11 @@
 names are trained in full."""
 import re
 from difflib import get_close_matches
-from typing import Dict, List
+from typing import Dict, List, Set
 
 from mmcv.cnn.bricks.transformer import FFN, MultiheadAttention
 from mmcv.ops import MultiScaleDeformableAttention
-from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
+from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from mmdet.models.dense_heads import DETRHead
 from mmpretrain.models.utils import MultiheadAttention as ViTAttention
 from mmpretrain.models.utils import SwiGLUFFN, SwiGLUFFNFused
@@ -119,16 +119,11 @@ def _nearest(pattern: str, names: List[str]) -> str:
 
 def _sublayers(model: nn.Module, trained: List[str]) -> Dict[str, nn.Module]:
     """The sublayers of ``model`` that a tuner can join, by name."""
-    excluded = []
-    for name, module in model.named_modules():
-        if isinstance(module, DETRHead):
-            excluded.append(f'{name}.')
-        elif isinstance(module, ResNet):
-            # It freezes these whenever train() is called, tuners included.
-            excluded += [
-                f'{name}.layer{stage}.'.lstrip('.')
-                for stage in range(1, module.frozen_stages + 1)
-            ]
+    excluded = [
+        f'{name}.' for name, module in model.named_modules()
+        if isinstance(module, DETRHead)
+    ]
+    frozen = _frozen_by_train(model)
     found = {}
     for name, module in model.named_modules():
         if type(module) not in TUNED_CLASSES:
@@ -137,8 +132,28 @@ def _sublayers(model: nn.Module, trained: List[str]) -> Dict[str, nn.Module]:
             continue
         if name in trained:  # what is trained in full needs no tuner
             continue
+        if frozen.issuperset(map(id, module.parameters())):
+            continue  # its tuners would be frozen with it
         found[name] = module
     return found
+
+
+def _frozen_by_train(model: nn.Module) -> Set[int]:
+    """Ids of the parameters that ``train()`` freezes, whatever they were:
+    those of a backbone's ``frozen_stages``. ``model`` stays as it is."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters()
+             if p.is_floating_point()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(True)
+        model.train()
+        return {id(p) for p, _ in flags if not p.requires_grad}
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode
 
 
 def plan_tuning(model: nn.Module, tuning: dict, trained: List[str]):

@@ -3,6 +3,8 @@ from contextlib import contextmanager
 from typing import List
 
 from mmdet.models.detectors import DETR
+from mmengine.logging import print_log
+from mmpretrain.models.backbones import RevVisionTransformer
 from torch import nn
 
 from ..tuners import Tuner
@@ -77,6 +79,7 @@ def apply_tuning(model: nn.Module, tuning: dict) -> nn.Module:
                 '(frozen_stages); give it ffn, attn or another train')
         model.tuning = tuning
         guard_loading(model, trained)
+    _use_autograd(model)
     return model
 
 
@@ -88,6 +91,20 @@ def _drop_dead_updates(model: nn.Module) -> None:
             tuners = getattr(host.decoder.layers[0].self_attn, 'tuners', {})
             if 'lora_v' in tuners:
                 del tuners['lora_v']
+
+
+def _use_autograd(model: nn.Module) -> None:
+    """Have a reversible transformer trained by autograd: behind its own
+    backward pass nothing learns whose input needs no gradient."""
+    for module in model.modules():
+        if (isinstance(module, RevVisionTransformer)
+                and not module.no_custom_backward):
+            module.no_custom_backward = True
+            print_log(
+                f'{type(module).__name__}: no_custom_backward is set, for its '
+                'own backward pass reaches no tuner behind frozen layers; it '
+                'keeps the activations of all layers',
+                logger='current')
 
 
 @contextmanager

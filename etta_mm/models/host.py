@@ -64,6 +64,10 @@ class TunedHost:
         return self
 
     def init_weights(self) -> None:
-        """Initialise the host, then start the tuners."""
+        """Initialise the host, then start the tuners: not if this was done
+        before, nor if ``init_cfg`` has just loaded some."""
+        was_init = getattr(self, 'is_init', False)
+        self.tuners_loaded = False
         super().init_weights()
-        start_tuners(self)
+        if not (was_init or self.tuners_loaded):
+            start_tuners(self)

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from etta_mm.data import CLASSES, make_glyphs
-from etta_mm.data.check import check_dataset, check_evaluator
+from etta_mm.data.check import check_dataset
+from etta_mm.data.check_evaluator import check_evaluator
+from etta_mm.data.check_num_classes import check_num_classes
 from etta_mm.data.file import check_file, check_folder_writable
 
 NUM_IMAGES = 6
@@ -162,6 +164,32 @@ def test_images_that_training_drops_may_be_missing(coco, tmp_path):
             check_dataset(dict(bad, **kept))
 
 
+@pytest.mark.parametrize('changes, filter_cfg', [
+    (dict(images=[]), None),
+    (dict(annotations=[]), dict(filter_empty_gt=True)),
+    (dict(), dict(min_size=10**4)),
+])
+def test_a_data_set_without_any_image_to_train_on_is_an_error(
+        coco, tmp_path, changes, filter_cfg):
+    path = tmp_path / 'empty.json'
+    bad = with_annotations(coco, path, annotations_of(coco, **changes))
+    bad['filter_cfg'] = filter_cfg
+    with pytest.raises(ValueError, match=r'none of the \d images.*empty.json'):
+        check_dataset(bad)
+
+
+def test_boxes_of_other_classes_are_none_to_train_on(coco, tmp_path):
+    content = annotations_of(coco)
+    for item in content['annotations']:
+        item['category_id'] = 0
+    bad = with_annotations(coco, tmp_path / 'bad.json', content)
+    bad.update(
+        metainfo=dict(classes=CLASSES[1:]),
+        filter_cfg=dict(filter_empty_gt=True))
+    with pytest.raises(ValueError, match='none of the 6 images'):
+        check_dataset(bad)
+
+
 def test_wrappers_are_descended_into(coco):
     good = copy.deepcopy(coco)
     coco['ann_file'] = 'gone.json'
@@ -232,6 +260,92 @@ def test_a_metric_without_its_annotation_file_is_an_error(tmp_path):
             check_evaluator(evaluator, 'x')
     check_evaluator(dict(type='Accuracy', topk=(1, )))
     check_evaluator(None)
+
+
+def metric(path) -> dict:
+    return dict(type='mmdet.CocoMetric', ann_file=str(path))
+
+
+def test_annotations_of_the_data_pass_under_any_name(coco, tmp_path):
+    own = Path(coco['data_root']) / coco['ann_file']
+    link, changed = tmp_path / 'link.json', tmp_path / 'changed.json'
+    link.symlink_to(own)
+    content = annotations_of(coco)
+    content['annotations'] = content['annotations'][1:]
+    for item in content['images']:
+        item['file_name'] = 'train/' + item['file_name']
+    changed.write_text(json.dumps(content))
+    for path in (own, link, changed):
+        check_evaluator(metric(path), 'x', coco)
+        check_evaluator(metric(path), 'x', dict(dataset=coco))
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda c: c.update(images=c['images'][1:]),
+     r'1 of 6 images are in the latter only: 000000\.jpg \(id 0\)'),
+    (lambda c: c['images'].append(dict(id=9, file_name='9.jpg')),
+     r'1 of 7 images are in the former only: 9\.jpg \(id 9\)'),
+    (lambda c: c['images'][0].update(file_name='new.jpg'), r'new\.jpg'),
+    (lambda c: c['categories'].pop(0), 'the former has the classes 1, 2, 3'),
+    (lambda c: [a.update(bbox=[0, 0, 1, 1]) for a in c['annotations']],
+     'no box in common'),
+])
+def test_annotations_of_other_data_are_an_error(
+        coco, tmp_path, change, words):
+    path = tmp_path / 'other.json'
+    content = annotations_of(coco)
+    change(content)
+    path.write_text(json.dumps(content))
+    for evaluator in (metric(path), [metric(path)]):
+        with pytest.raises(
+                ValueError,
+                match=r'x\.ann_file=.*other\.json.*train\.json.*'
+                f'{words}.*Set'):
+            check_evaluator(evaluator, 'x', coco)
+    # Of these, nobody can say: other data sets, or nothing to be compared.
+    for other in (dict(datasets=[coco, coco]), dict(type='LVISV1Dataset')):
+        check_evaluator(metric(path), 'x', other)
+    check_evaluator(dict(metric(path), format_only=True), 'x', coco)
+    check_evaluator(dict(metric(path), type='NoSuchMetric'), 'x', coco)
+
+
+DETECTOR = dict(
+    type='DETR',
+    rpn_head=dict(num_classes=1),
+    bbox_head=dict(num_classes=len(CLASSES)))
+CLASSIFIER = dict(
+    type='ImageClassifier', head=dict(num_classes=len(CLASSES)))
+
+
+def test_as_many_classes_in_the_model_as_in_the_data_pass(coco, folders):
+    check_num_classes(DETECTOR, coco)
+    check_num_classes(CLASSIFIER, folders)
+    del folders['metainfo']  # then the folders are the classes
+    check_num_classes(CLASSIFIER, folders)
+    # What is not said, or is the length of a text, is not compared.
+    check_num_classes(dict(bbox_head=dict(type='A')), coco)
+    check_num_classes(
+        dict(language_model=dict(), bbox_head=dict(num_classes=256)), coco)
+    check_num_classes(None, coco)
+
+
+@pytest.mark.parametrize('number', [1, 35, 37])
+def test_another_number_of_classes_in_the_model_is_an_error(
+        coco, folders, number):
+    wrong = dict(num_classes=number)
+    for model, where in (
+        (dict(bbox_head=wrong), 'bbox_head'),
+        (dict(roi_head=dict(bbox_head=[wrong] * 3)), 'roi_head.bbox_head.0'),
+        (dict(detector=dict(bbox_head=wrong)), 'detector.bbox_head')):
+        with pytest.raises(
+                ValueError,
+                match=rf'x\.dataset has 36 classes.* model\.{where}\.'
+                rf'num_classes is {number}\. Set model\.{where}\.'
+                'num_classes=36'):
+            check_num_classes(model, dict(dataset=coco), 'x')
+    for named in (folders, {**folders, 'metainfo': None}):
+        with pytest.raises(ValueError, match=r'model\.head\.num_classes is'):
+            check_num_classes(dict(head=wrong), named)
 
 
 @pytest.mark.parametrize('inside', ['a_file', '/proc'])

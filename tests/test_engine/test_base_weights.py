@@ -1,7 +1,10 @@
 """Base weights as safetensors, through mmengine's loaders."""
 import argparse
+import functools
+import http.server
 import io
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -68,6 +71,53 @@ def test_mmengine_loads_it_by_name(tmp_path):
     load_checkpoint(other, str(path))
     assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
     assert other.norm.weight.dtype is torch.float
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder and its address; what is fetched goes elsewhere."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    monkeypatch.setenv('no_proxy', '*')
+    folder = tmp_path / 'served'
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(
+        ('127.0.0.1', 0), functools.partial(Quiet, directory=str(folder)))
+    with server:
+        threading.Thread(target=server.serve_forever).start()
+        yield folder, f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+def test_it_is_fetched_once_from_its_own_address(served):
+    folder, address = served
+    states = []
+    for name in ('a', 'b'):
+        (folder / name).mkdir()
+        model = tiny()
+        save_base(model, folder / name / 'model.safetensors', torch.float)
+        states.append(model.state_dict())
+    for again in range(2):
+        for name, state in zip('ab', states):
+            loaded = CheckpointLoader.load_checkpoint(
+                f'{address}/{name}/model.safetensors?download=true')
+            assert_close(dict(loaded['state_dict']), dict(state))
+            (folder / name / 'model.safetensors').unlink(missing_ok=True)
+
+
+def test_what_is_fetched_under_the_name_is_never_unpickled(served, tmp_path):
+    folder, address = served
+    trace = tmp_path / 'trace'
+    allow_pickle()
+    torch.save(dict(meta=Malice(trace)), folder / 'base.safetensors')
+    with pytest.raises(ValueError, match='base.safetensors.*intact'):
+        CheckpointLoader.load_checkpoint(f'{address}/base.safetensors')
+    assert not trace.exists()
 
 
 def test_init_cfg_loads_it(tmp_path):

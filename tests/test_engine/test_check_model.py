@@ -1,4 +1,7 @@
 """What a model cannot be trained with is said before the run starts."""
+import copy
+import warnings
+
 import pytest
 from hosts import HOSTS
 from mmengine.config import Config
@@ -31,3 +34,60 @@ def test_a_focal_loss_in_bfloat16_is_refused_on_a_gpu(monkeypatch):
 def test_what_has_a_kernel_is_not_refused(monkeypatch, name, changes):
     monkeypatch.setattr(module, 'get_device', lambda: 'cuda')
     check_model(config(name, **dict(BFLOAT16, **changes)))
+
+
+def tuned() -> Config:
+    cfg = config('detr')
+    cfg.model.tuning = dict(ffn=dict(type='LoRA', rank=2))
+    return cfg
+
+
+def test_a_frozen_part_that_nothing_is_loaded_into_is_warned_of():
+    cfg = tuned()
+    with pytest.warns(UserWarning, match='no base.* frozen .*encoder.*load_from'):
+        check_model(cfg)
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(model=dict(init_cfg=dict(type='Pretrained', checkpoint='x.pth'))),
+        dict(model=dict(tuning=None)),  # mmdet's own model: nothing is frozen
+        dict(tuned_from='x.safetensors'),  # which finds its base itself
+    ])
+def test_nothing_is_said_where_nothing_stays_random(changes):
+    cfg = tuned()
+    cfg.merge_from_dict(changes)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        check_model(cfg)
+
+
+def test_a_backbone_that_is_loaded_by_itself_is_not_named():
+    cfg = tuned()
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='x.pth')
+    with pytest.warns(UserWarning, match='no base') as caught:
+        check_model(cfg)
+    text, = (str(w.message) for w in caught if 'no base' in str(w.message))
+    assert 'encoder' in text and 'backbone' not in text
+
+
+def test_sync_bn_is_refused_where_norms_are_frozen():
+    cfg = tuned()
+    cfg.sync_bn = 'torch'
+    with pytest.raises(ValueError, match='sync_bn.*backbone.bn1.*Leave it out'):
+        check_model(cfg)
+    cfg.model.tuning = None
+    check_model(cfg)
+
+
+def test_the_config_stays_as_it_is():
+    cfg = Config(
+        dict(
+            model=HOSTS['vit'].config(),
+            default_scope='mmpretrain',
+            data_preprocessor=dict(num_classes=3, mean=[127.] * 3)))
+    del cfg.model['data_preprocessor']
+    before = copy.deepcopy(cfg.to_dict())
+    check_model(cfg)
+    assert cfg.to_dict() == before

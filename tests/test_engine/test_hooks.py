@@ -1,11 +1,14 @@
 """The hooks in mmengine's own Runner, on a tiny model."""
 import copy
 import itertools
+import os
+from pathlib import Path
 
 import pytest
 import torch
 from mmcv.cnn.bricks.transformer import FFN
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
@@ -146,6 +149,45 @@ def test_a_tuned_checkpoint_is_removed_with_the_full_one(tmp_path):
     runner(tmp_path, checkpoint=dict(max_keep_ckpts=1)).train()
     assert names(tmp_path, '.pth') == ['epoch_3']
     assert_each_pth_has_its_tuned_file(tmp_path)
+
+
+def test_of_a_model_that_is_not_tuned_only_the_full_checkpoints_are_written(
+        tmp_path, monkeypatch):
+    run = runner(tmp_path, tiny())
+    lines = []
+    monkeypatch.setattr(run.logger, 'info',
+                        lambda message, *a, **k: lines.append(str(message)))
+    run.train()
+    assert names(tmp_path, '.pth') == ['epoch_1', 'epoch_2', 'epoch_3']
+    assert not names(tmp_path, '.safetensors')
+    assert sum('Nothing in the model is tuned' in line for line in lines) == 1
+
+
+class Touch(Hook):
+    """Touch the last full checkpoint in the middle of each epoch."""
+
+    def before_train_iter(self, runner, batch_idx, **kwargs):
+        for path in Path(runner.work_dir).glob('*.pth'):
+            os.utime(path, ns=(batch_idx, batch_idx))
+
+
+def test_a_checkpoint_that_somebody_touches_is_not_written_again(tmp_path):
+    run = runner(tmp_path)
+    run.register_hook(Touch())
+    run.train()
+    assert_each_pth_has_its_tuned_file(tmp_path)
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(),
+    dict(save_best='first', rule='greater'),
+    dict(save_best=['first', 'second'], rule='greater')
+])
+def test_a_validation_by_itself_saves_nothing(tmp_path, kwargs):
+    run = runner(
+        tmp_path, checkpoint=dict(type='AtomicCheckpointHook', **kwargs))
+    assert run.val() == {key: s[0] for key, s in SCORES.items()}
+    assert not names(tmp_path, '.pth')
 
 
 def test_the_best_checkpoint_gets_a_tuned_one(tmp_path):

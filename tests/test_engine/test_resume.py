@@ -1,24 +1,29 @@
 """A training that stopped and was resumed ends where it would have."""
+import copy
+import errno
 import itertools
 import json
 import os
 import random
 import resource
 import signal
+import stat
 import time
 from contextlib import contextmanager
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 from mmengine.runner import find_latest_checkpoint, load_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from trainer import base as save_the_base
-from trainer import config, train
+from trainer import NoisyData, config, train
 
 from etta_mm import load_tuned
 from etta_mm.engine import read_metadata
+from etta_mm.engine.atomic import write_atomically
 from etta_mm.engine.launch import build_runner
 from etta_mm.engine.training_state import (CHECKSUM_KEY, STATE_KEY,
                                            load_training_state, state_path)
@@ -155,6 +160,47 @@ def test_the_state_of_another_checkpoint_is_refused(base, tmp_path):
     state_path(one).replace(state_path(other))
     with pytest.raises(ValueError, match='does not belong'):
         train(tmp_path / 'run', base, 3, resume=True, tuned_from=str(other))
+
+
+def test_a_training_never_reads_the_data_to_test_on(base, tmp_path):
+    train(tmp_path / 'run', base, 1)
+    path = tmp_path / 'run/epoch_1.safetensors'
+    unread = dict(
+        test_dataloader=dict(dataset=dict(type='NoSuchData'), batch_size=1),
+        test_cfg=dict(),
+        test_evaluator=dict(type='Norm'))
+    runner = train(
+        tmp_path / 'run', base, 2, resume=True, tuned_from=str(path), **unread)
+    assert runner.epoch == 2
+
+
+def test_resuming_with_other_classes_is_refused(base, tmp_path, monkeypatch):
+    train(tmp_path / 'run', base, 1)
+    path = tmp_path / 'run/epoch_1.safetensors'
+    monkeypatch.setattr(NoisyData, 'metainfo', dict(classes=('a', 'c')))
+    with pytest.raises(ValueError, match="number 1 is 'b' there and 'c' here"):
+        train(tmp_path / 'run', base, 2, resume=True, tuned_from=str(path))
+
+
+class Start(Hook):
+    """Keep the weights that the training starts with."""
+
+    def before_train(self, runner):
+        self.weights = copy.deepcopy(runner.model.state_dict())
+
+
+def test_a_training_on_top_of_a_tuned_checkpoint_starts_with_its_weights(
+        base, tmp_path):
+    train(tmp_path / 'run', base, 1)
+    path = tmp_path / 'run/epoch_1.safetensors'
+    runner = build_runner(
+        config(tmp_path / 'more', base, 1, tuned_from=str(path)))
+    start = Start()
+    runner.register_hook(start)
+    runner.train()
+    assert_equal(
+        dict(start.weights), dict(checkpoint(tmp_path / 'run')['state_dict']),
+        'start')
 
 
 def test_a_damaged_training_state_is_refused(base, tmp_path):
@@ -407,6 +453,20 @@ def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_survives(
     assert {p: p.read_bytes() for p in work_dir.glob('epoch_*')} == before
     assert find_latest_checkpoint(
         str(work_dir)) == str(work_dir / 'epoch_1.pth')
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failed_write(
+        tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def files_only(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, 'Invalid argument')
+        sync(handle)
+
+    monkeypatch.setattr(os, 'fsync', files_only)
+    path = write_atomically(tmp_path / 'a.bin', b'new')
+    assert path.read_bytes() == b'new'
 
 
 class Full:

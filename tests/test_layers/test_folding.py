@@ -12,6 +12,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS as MMPRETRAIN
 from torch import nn
 from torch.nn.utils import parametrize, prune
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.testing import assert_close
 
 from etta_mm import apply_tuning, load_tuned, save_tuned
@@ -226,6 +227,16 @@ def test_a_norm_put_in_the_place_of_a_folded_one_works():
     assert num_folded(model) == 0
     assert not any(isinstance(m, FoldedNorm) for m in model.modules())
     assert_close(model(IMAGES), expected, **CLOSE)
+
+
+def test_a_convolution_that_is_copied_alone_has_its_norm_left_to_do():
+    model = folded(resnet())
+    model.eval()
+    expected = model.relu(model.norm1(model.conv1(IMAGES)))
+    fused = fuse_conv_bn_eval(model.conv1, model.norm1)
+    assert_close(model.relu(fused(IMAGES)), expected, **CLOSE)
+    total = num_folded(model)
+    assert num_folded(copy.deepcopy(model)) == total > 0
 
 
 def pruned(conv, norm):

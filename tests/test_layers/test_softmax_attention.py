@@ -158,6 +158,7 @@ def test_without_tuning_it_is_mmcvs_attention(mask, batch_first):
     dict(key=True, key_pos=True),
     dict(key=True, value=True, query_pos=True, key_pos=True),
     dict(key=True, value=True, identity=True),
+    dict(residual=True),  # its older name
     dict(value='query'),
     dict(key='query', value='query', query_pos=True, key_pos='query_pos'),
     dict(key='query', value='query', query_pos=True, key_pos=True),
@@ -174,7 +175,8 @@ def test_defaults_of_key_value_and_positions_are_mmcvs(call, batch_first):
         value=torch.randn_like(key),
         query_pos=query_pos,
         key_pos=key_pos,
-        identity=torch.randn_like(query))
+        identity=torch.randn_like(query),
+        residual=torch.randn_like(query))
     same = dict(query=query, query_pos=query_pos)
     inputs = {
         name: own[name] if given is True else same[given]

@@ -139,6 +139,28 @@ def test_resume_takes_the_latest_checkpoint_or_the_one_named(
     assert (cfg.resume, cfg.load_from) == (False, str(other))
 
 
+def test_a_config_that_says_resume_goes_on_or_starts_from_its_base(
+        config, checkpoint, tmp_path, capsys):
+    base = shutil.copy(checkpoint, tmp_path / 'base.pth')
+    work_dir = tmp_path / 'run'
+    args = (config, '--work-dir', work_dir, '--cfg-options', 'resume=True',
+            f'load_from={base}')
+    cfg = check_train(*args)
+    assert (cfg.resume, cfg.load_from) == (False, str(base))
+    line, = (line for line in capsys.readouterr().out.splitlines()
+             if 'resume' in line)
+    assert re.search('no last_checkpoint.*starts from.*base.pth', line)
+    (work_dir / 'last_checkpoint').write_text(str(checkpoint))
+    cfg = check_train(*args)
+    assert (cfg.resume, cfg.load_from) == (True, str(checkpoint))
+    # The option is more than the config, and a name more than a yes.
+    other = shutil.copy(checkpoint, tmp_path / 'epoch_1.pth')
+    cfg = check_train(*args, '--resume', other)
+    assert (cfg.resume, cfg.load_from) == (True, str(other))
+    cfg = check_train(*args, f'resume={other}')
+    assert (cfg.resume, cfg.load_from) == (True, str(other))
+
+
 def test_resume_from_weights_alone_is_an_error(config, tmp_path):
     with pytest.raises(ValueError, match='weights only.*optimizer'):
         check_train(config, '--resume', tmp_path / 'epoch_1.safetensors')
@@ -179,7 +201,8 @@ def test_a_work_dir_that_cannot_be_written_is_an_error(config):
 
 
 def test_bad_data_of_each_split_is_found_by_the_tool_that_reads_it(
-        config, checkpoint, tmp_path):
+        config, checkpoint, glyphs, tmp_path):
+    annotations = glyphs / 'detection/printed/annotations'
     for run, split in ((check_train, 'train'), (check_test, 'test')):
         args = (config, ) if run is check_train else (config, checkpoint)
         with pytest.raises(
@@ -189,6 +212,17 @@ def test_bad_data_of_each_split_is_found_by_the_tool_that_reads_it(
     with pytest.raises(FileNotFoundError, match='test_evaluator'):
         check_test(config, checkpoint, '--work-dir', tmp_path, '--cfg-options',
                    'test_evaluator.ann_file=gone.json')
+    for run, split, other in ((check_train, 'val', 'train'),
+                              (check_test, 'test', 'val')):
+        args = (config, ) if run is check_train else (config, checkpoint)
+        with pytest.raises(
+                ValueError, match=f'{split}_evaluator.*{other}.json.*Set'):
+            run(*args, '--work-dir', tmp_path, '--cfg-options',
+                f'{split}_evaluator.ann_file={annotations / other}.json')
+        with pytest.raises(
+                ValueError, match='36 classes.*bbox_head.num_classes is 7'):
+            run(*args, '--work-dir', tmp_path, '--cfg-options',
+                'model.bbox_head.num_classes=7')
     # Training does not read the test set.
     check_train(config, '--work-dir', tmp_path, '--cfg-options',
                 'test_dataloader.dataset.ann_file=gone.json')
@@ -290,6 +324,27 @@ def test_a_tuned_checkpoint_goes_on_top_of_its_base(config, tmp_path):
     loaded = build_runner(cfg).model.state_dict()
     for name, weight in runner.model.state_dict().items():
         assert torch.equal(loaded[name], weight), name
+
+
+def test_a_tuned_checkpoint_is_of_one_run_and_not_of_the_config(
+        glyphs, config, checkpoint, tmp_path):
+    runner = build_runner(check_train(config, '--work-dir', tmp_path / 'a'))
+    runner.model.init_weights()
+    tuned = save_tuned(runner.model, tmp_path / 'tuned.safetensors')
+    base = save_base_weights(runner.model, tmp_path / 'b.safetensors',
+                             torch.float)
+    start = ['--work-dir', tmp_path / 'run', '--cfg-options',
+             f'load_from={base}']
+    cfg = check_test(config, tuned, *start)
+    build_runner(cfg)
+    assert cfg.tuned_from == str(tuned)
+    written = tmp_path / 'run' / config.name
+    assert written.is_file() and 'tuned_from' not in written.read_text()
+    # Nor is it taken from a config that an older version has written.
+    old = detection_config(
+        tmp_path / 'old.py', glyphs, tuned_from=str(tmp_path / 'old.pth'))
+    assert 'tuned_from' not in check_train(old, *start)
+    assert 'tuned_from' not in check_test(old, checkpoint, *start)
 
 
 def test_a_base_in_safetensors_is_tested_as_it_is(config, tmp_path):

@@ -1,0 +1,93 @@
+"""The metrics of a config, checked against the data before a run starts."""
+import os.path as osp
+from typing import Optional
+
+from mmdet.datasets import CocoDataset
+from mmengine.registry import METRICS
+
+from .check import first, read_coco
+from .file import check_file
+from .unread import found_type, is_remote, leaves, unread
+
+#: By name: importing mmdet's metrics warns of a package that is optional.
+COCO_METRIC = dict(type='mmdet.CocoMetric')
+
+
+def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
+    """Check that the annotation files of the metrics are those of the data.
+
+    With annotations of other images than those that are predicted, the AP is
+    0 or the run ends after its first epoch. A ``CocoMetric`` is compared with
+    a data set that reads as ``CocoDataset``: by the file, or if that is
+    another, by images, classes and boxes.
+
+    Args:
+        evaluator (dict | list[dict]): Config of one or several metrics.
+        name (str): Where it stands in the config, for the message.
+        dataset (dict, optional): Config of the data set that is evaluated.
+
+    Raises:
+        FileNotFoundError: If a metric's ``ann_file`` is missing.
+        ValueError: If it annotates other data.
+    """
+    if isinstance(evaluator, dict):
+        evaluator = evaluator.get('metrics', evaluator)
+    metrics = evaluator if isinstance(evaluator,
+                                      (list, tuple)) else [evaluator]
+    inside = [unread(leaf) for leaf, _ in leaves(dataset)]
+    for metric in metrics:
+        if not (isinstance(metric, dict)
+                and isinstance(metric.get('ann_file'), str)
+                and not is_remote(metric)):
+            continue
+        check_file(
+            metric['ann_file'], f'The annotation file of {name}',
+            f'Set {name}.ann_file, usually to that of the data set that '
+            'is evaluated.')
+        # Of several data sets, each may have a metric of its own.
+        if (len(inside) == 1 and isinstance(inside[0], CocoDataset)
+                and _is_coco(metric) and not metric.get('format_only')):
+            _check_same(metric['ann_file'], inside[0], name)
+
+
+def _is_coco(metric: dict) -> bool:
+    host = found_type(metric, METRICS)
+    return isinstance(host, type) and issubclass(
+        host, found_type(COCO_METRIC, METRICS))
+
+
+def _check_same(path: str, dataset: CocoDataset, name: str) -> None:
+    if osp.samefile(path, dataset.ann_file):
+        return
+    difference = _difference(
+        read_coco(path, name), read_coco(dataset.ann_file, name),
+        dataset.metainfo['classes'])
+    if difference is not None:
+        raise ValueError(
+            f'{name}.ann_file={path!r} annotates other data than what is '
+            f'evaluated, {dataset.ann_file!r}: {difference}. Set {name}.'
+            'ann_file to the latter, or the data set to the former.')
+
+
+def _difference(theirs: dict, ours: dict, classes) -> Optional[str]:
+    """What says that two files annotate different data; None if nothing."""
+    images = [{(item['id'], osp.basename(item['file_name']))
+               for item in content['images']} for content in (theirs, ours)]
+    for here, there, side in ((*images, 'former'), (*images[::-1], 'latter')):
+        if here - there:
+            names = [f'{file} (id {id})'
+                     for id, file in sorted(here - there, key=str)]
+            return (f'{len(names)} of {len(here)} images are in the {side} '
+                    f'only: {first(names)}')
+    names = [[item['name'] for item in content['categories']
+              if item['name'] in classes] for content in (theirs, ours)]
+    if names[0] != names[1]:
+        return (f'the former has the classes {first(names[0])}, the latter '
+                f'{first(names[1])}')
+    # Files of a split are often numbered from 0, so names say little.
+    boxes = [{(item['image_id'], *item.get('bbox', ()))
+              for item in content.get('annotations', ())}
+             for content in (theirs, ours)]
+    if all(boxes) and not boxes[0] & boxes[1]:
+        return 'they have no box in common'
+    return None

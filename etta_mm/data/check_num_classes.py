@@ -1,0 +1,73 @@
+"""The number of classes of the data and of the model, compared before a run.
+"""
+from typing import Iterator, Optional, Sequence, Tuple
+
+from mmengine.dataset import BaseDataset
+from mmpretrain.datasets import CustomDataset
+from mmpretrain.datasets.custom import find_folders
+
+from .check import first
+from .unread import leaves, unread
+
+#: Heads whose classes are not those of the data: objects against ground, and
+#: things with stuff.
+OTHER_HEADS = ('rpn_head', 'semantic_head')
+
+
+def check_num_classes(model: dict, dataset: dict,
+                      name: str = 'dataset') -> None:
+    """Raise ``ValueError`` unless model and data have equally many classes.
+
+    With fewer in the model, labels without a score end in an error of an
+    index, or count as background; with more, scores without a label never
+    train, or predict classes that have no name.
+
+    Deviations from mmdet's ``NumClassCheckHook``: the config is compared, not
+    the model; classifiers are, too; models of language, whose
+    ``num_classes`` is the length of a text, are not.
+
+    Source: mmdet 3.5.1 (OneDL) `engine/hooks/num_class_check_hook.py`.
+
+    Args:
+        model (dict): Config of the model. It stays as it is.
+        dataset (dict): Config of the data set, which has passed
+            :func:`~etta_mm.data.check.check_dataset`. It stays as it is.
+        name (str): Where the data set stands in the config.
+    """
+    if not isinstance(model, dict) or 'language_model' in model:
+        return
+    for leaf, where in leaves(dataset, name):
+        classes = _classes(unread(leaf))
+        for head, number in _heads(model, 'model') if classes else ():
+            if number != len(classes):
+                raise ValueError(
+                    f'{where} has {len(classes)} classes ({first(classes)}), '
+                    f'and {head}.num_classes is {number}. Set {head}.'
+                    f'num_classes={len(classes)}, or {where}.metainfo.classes '
+                    f'to the {number} names that the model tells apart.')
+
+
+def _classes(dataset: Optional[BaseDataset]) -> Optional[Sequence[str]]:
+    if dataset is None:
+        return None
+    classes = dataset.metainfo.get('classes')
+    if (isinstance(dataset, CustomDataset) and not classes
+            and dataset.with_label and not dataset.ann_file):
+        return find_folders(dataset.img_prefix)[0]
+    return classes
+
+
+def _heads(part,
+           name: str,
+           is_head: bool = False) -> Iterator[Tuple[str, int]]:
+    """The heads that say how many classes they have, and the number."""
+    if isinstance(part, dict):
+        if is_head and isinstance(part.get('num_classes'), int):
+            yield name, part['num_classes']
+        for key, inner in part.items():
+            yield from _heads(
+                inner, f'{name}.{key}',
+                key.endswith('head') and key not in OTHER_HEADS)
+    elif isinstance(part, (list, tuple)):
+        for index, inner in enumerate(part):
+            yield from _heads(inner, f'{name}.{index}', is_head)

@@ -1,0 +1,81 @@
+"""The data sets that a config names, with their paths joined and no file read.
+"""
+from itertools import chain
+from typing import Iterator, Optional, Sequence, Tuple
+
+from mmdet.datasets import CocoDataset
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS, Registry
+from mmpretrain.datasets import CustomDataset
+
+
+def leaves(dataset, name: str = 'dataset') -> Iterator[Tuple[dict, str]]:
+    """The data sets inside the wrappers, and where they stand in the config.
+
+    Args:
+        dataset (dict): The config. An object has been built, so it has been
+            read, and is passed over.
+        name (str): Where it stands in the config.
+    """
+    if not isinstance(dataset, dict):
+        return
+    if 'dataset' in dataset:
+        yield from leaves(dataset['dataset'], f'{name}.dataset')
+    elif 'datasets' in dataset:
+        for index, inner in enumerate(dataset['datasets']):
+            yield from leaves(inner, f'{name}.datasets.{index}')
+    else:
+        yield dataset, name
+
+
+def unread(dataset: dict) -> Optional[BaseDataset]:
+    """The data set with its paths joined and no file read.
+
+    Args:
+        dataset (dict): The config of one that is no wrapper.
+
+    Returns:
+        BaseDataset, optional: None if it is on another machine, or does not
+        read as mmdet's ``CocoDataset`` or mmpretrain's ``CustomDataset``.
+    """
+    host = found_type(dataset, DATASETS)
+    if host is None or is_remote(dataset) or not (
+            _reads_like(host, CocoDataset,
+                        ('load_data_list', 'parse_data_info'))
+            or _reads_like(host, CustomDataset,
+                           ('load_data_list', '_find_samples'))):
+        return None
+    kwargs = {k: v for k, v in dataset.items() if k not in ('type', '_scope_')}
+    return host(**{**kwargs, 'pipeline': [], 'lazy_init': True})
+
+
+def found_type(cfg: dict, registry: Registry) -> Optional[type]:
+    """The type that a config names; None if there is none of that name.
+
+    Args:
+        cfg (dict): The config of a data set or a metric.
+        registry (Registry): mmengine's own, of which the others are children.
+    """
+    found = cfg.get('type')
+    if isinstance(found, str):
+        with registry.switch_scope_and_registry(None) as current:
+            found = current.get(found)
+    return found
+
+
+def is_remote(cfg: dict) -> bool:
+    """Whether what the config names is on another machine.
+
+    Args:
+        cfg (dict): The config of a data set or a metric.
+    """
+    backend = (cfg.get('backend_args') or {}).get('backend', 'local')
+    prefixes = cfg.get('data_prefix') or {}
+    prefixes = prefixes.values() if isinstance(prefixes, dict) else [prefixes]
+    paths = chain([cfg.get('data_root'), cfg.get('ann_file')], prefixes)
+    return backend != 'local' or any('://' in (path or '') for path in paths)
+
+
+def _reads_like(host: type, parent: type, methods: Sequence[str]) -> bool:
+    return issubclass(host, parent) and all(
+        getattr(host, method) is getattr(parent, method) for method in methods)

@@ -1,0 +1,155 @@
+"""Backbones whose own training or loading code gets in the way of tuners."""
+import copy
+
+import pytest
+import torch
+from hosts import classifier_config, randomise, vit_config
+from mmdet.models import SwinTransformer
+from mmengine.registry import DefaultScope
+from mmengine.runner.checkpoint import load_state_dict
+from mmpretrain.models.backbones import (RevVisionTransformer,
+                                         SwinTransformerV2)
+from mmpretrain.registry import MODELS
+from torch import nn
+from torch.testing import assert_close
+
+from etta_mm import ETVisionTransformer, apply_tuning
+from etta_mm.tuners import Tuner
+
+ADAPTER = dict(type='ParallelAdapter', bottleneck_dims=4)
+TUNING = dict(ffn=ADAPTER)
+
+
+def tuners(model: nn.Module) -> dict:
+    return {
+        name: module
+        for name, module in model.named_modules() if isinstance(module, Tuner)
+    }
+
+
+def vit(**kwargs) -> nn.Module:
+    cfg = vit_config(**kwargs)
+    del cfg['type']
+    return ETVisionTransformer(**cfg, tuning=TUNING)
+
+
+def classifier(**backbone) -> nn.Module:
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return MODELS.build(classifier_config(**backbone))
+
+
+# ------------------------------------------------------------ frozen stages
+def test_no_tuner_stands_where_train_would_freeze_it():
+    model = SwinTransformer(
+        embed_dims=16,
+        depths=(1, 1, 1, 1),
+        num_heads=(2, 2, 2, 2),
+        frozen_stages=2)
+    modes = [m.training for m in model.modules()]
+    flags = [p.requires_grad for p in model.parameters()]
+    apply_tuning(copy.deepcopy(model), TUNING)
+    tuned = apply_tuning(model, TUNING)
+    tuned.train()
+    assert [name.split('.blocks')[0] for name in tuners(tuned)] == [
+        'stages.2', 'stages.3'
+    ]
+    assert all(p.requires_grad for t in tuners(tuned).values()
+               for p in t.parameters())
+    untouched = SwinTransformer(
+        embed_dims=16,
+        depths=(1, 1, 1, 1),
+        num_heads=(2, 2, 2, 2),
+        frozen_stages=2)
+    with pytest.raises(ValueError, match='decodr'):
+        apply_tuning(untouched, dict(TUNING, where='decodr'))
+    assert [m.training for m in untouched.modules()] == modes
+    assert [p.requires_grad for p in untouched.parameters()] == flags
+
+
+# ------------------------------------------------------- a backward pass of its own
+def test_tuners_of_a_reversible_transformer_learn():
+    model = RevVisionTransformer(
+        arch=dict(
+            embed_dims=16,
+            num_layers=2,
+            num_heads=2,
+            feedforward_channels=32),
+        img_size=32,
+        patch_size=16)
+    apply_tuning(model, TUNING)
+    randomise(model)
+    model.train()
+    model(torch.randn(2, 3, 32, 32))[0].sum().backward()
+    assert len(tuners(model)) == 2
+    for tuner in tuners(model).values():
+        assert tuner.up.weight.grad.abs().max() > 0
+
+
+# ------------------------------------------------------------------ loading
+def test_a_position_embedding_is_resized_below_the_tuned_module():
+    model = apply_tuning(
+        classifier(img_size=64, patch_size=8), dict(TUNING, train=['head']))
+    small = classifier(img_size=32)
+    load_state_dict(model, small.state_dict())
+    assert model.backbone.pos_embed.shape == (1, 65, 16)
+    assert_close(model.backbone.layers[0].ffn.layers[1].weight,
+                 small.backbone.layers[0].ffn.layers[1].weight)
+
+
+def test_what_a_host_makes_itself_is_not_missed():
+    cfg = dict(
+        arch=dict(embed_dims=16, depths=[1, 1], num_heads=[2, 2],
+                  extra_norm_every_n_blocks=0),
+        img_size=64,
+        window_size=[8, 8],
+        out_indices=(1, ))
+    plain = SwinTransformerV2(**cfg)
+    randomise(plain)
+    model = apply_tuning(SwinTransformerV2(**cfg), TUNING)
+    load_state_dict(model, plain.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    model.eval(), plain.eval()  # which return None
+    assert_close(model(image)[0], plain(image)[0], rtol=1e-5, atol=1e-5)
+    renamed = {f'x{key}' if 'ffn' in key else key: value
+               for key, value in plain.state_dict().items()}
+    with pytest.raises(KeyError, match='missing'):
+        load_state_dict(model, renamed)
+
+
+# ----------------------------------------------------------- initialisation
+def test_tuners_that_init_cfg_loads_stay(tmp_path):
+    trained = vit()
+    randomise(trained)
+    torch.save(
+        {f'backbone.{k}': v for k, v in trained.state_dict().items()},
+        tmp_path / 'tuned.pth')
+    cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'tuned.pth'),
+               prefix='backbone.')
+    model = vit(init_cfg=cfg)
+    model.init_weights()
+    for key, value in trained.state_dict().items():
+        assert_close(model.state_dict()[key], value, rtol=0, atol=0)
+
+
+def test_tuners_start_behind_a_base_that_init_cfg_loads(tmp_path):
+    base = vit()
+    randomise(base)
+    torch.save({k: v for k, v in base.state_dict().items()
+                if '.tuners.' not in k}, tmp_path / 'base.pth')
+    model = vit(init_cfg=dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'base.pth')))
+    randomise(model, seed=1)
+    model.init_weights()
+    assert_close(model.cls_token, base.cls_token, rtol=0, atol=0)
+    assert all(t.up.weight.eq(0).all() for t in tuners(model).values())
+
+
+def test_a_second_initialisation_leaves_the_tuners_as_they_are():
+    model = vit()
+    model.init_weights()
+    randomise(model)
+    before = copy.deepcopy(model.state_dict())
+    model.init_weights()  # mmengine's Runner does, whatever was done before
+    for key, value in model.state_dict().items():
+        if '.tuners.' in key or '.ffn.' in key:
+            assert_close(value, before[key], rtol=0, atol=0)
