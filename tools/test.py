@@ -2,7 +2,7 @@
 """
 import argparse
 
-from etta_mm.engine.launch import build_runner
+from etta_mm.engine.launch import build_runner, end_process
 from etta_mm.engine.options import add_arguments, testing_config
 from etta_mm.engine.user_error import exit_on_user_error
 
@@ -37,7 +37,4 @@ def main(argv=None):
 
 if __name__ == '__main__':
     main()
-    # Without it gloo's threads may still run at exit, and end the process badly.
-    import torch.distributed
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    end_process()

@@ -1,7 +1,7 @@
 """Train a model, of detection or of classification, from a config."""
 import argparse
 
-from etta_mm.engine.launch import build_runner
+from etta_mm.engine.launch import build_runner, end_process
 from etta_mm.engine.options import add_arguments, training_config
 from etta_mm.engine.user_error import exit_on_user_error
 
@@ -37,3 +37,4 @@ def main(argv=None):
 
 if __name__ == '__main__':
     main()
+    end_process()

@@ -1,12 +1,15 @@
 """The methods of the benchmark: how a case is fine-tuned."""
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Callable, Dict
 
 import torch
 from torch import nn
 
 from ..engine import save_tuned
+from ..engine.cached_features import CachedFeatures
+from ..engine.feature_cache import FeatureCache
 from . import peers
 from .cases import Case, Contestant
 from .floor import to_floor
@@ -61,6 +64,19 @@ def tuned(case: Case, tuning: dict, **switches) -> Contestant:
     return case.contestant(model, lambda path: save_tuned(model, path))
 
 
+def etta_cached(case: Case) -> Contestant:
+    """ETTA behind the feature cache, which knows the training batch from the
+    first step on."""
+    model = tuned_model(case, etta())
+    folder = TemporaryDirectory()
+    CachedFeatures(model, FeatureCache(folder.name)).attach()
+
+    def save(path: Path, folder=folder) -> None:  # keeps the folder alive
+        save_tuned(model, path)
+
+    return case.contestant(model, save)
+
+
 def floor(case: Case) -> Contestant:
     """ETTA's model with one scalar in the place of the lowest tuner."""
     model = to_floor(tuned_model(case, etta()))
@@ -86,6 +102,7 @@ METHODS: Dict[str, Callable[[Case], Contestant]] = dict(
     floor=floor,
     head=head_only,
     etta=_of(etta()),
+    etta_cached=etta_cached,
     etta_unfolded=_of(etta(), fold_norms=False),
     etta_with_cp=_of(etta(), with_cp=True),
     etta_with_cp_6=_of(etta(), with_cp=6),
@@ -100,5 +117,6 @@ METHODS: Dict[str, Callable[[Case], Contestant]] = dict(
 
 def methods_of(case: Case) -> list:
     """Names of the methods that exist for ``case``."""
-    absent = {'mmpretrain_lora'} if case.is_detection else {'etta_unfolded'}
+    absent = ({'mmpretrain_lora'} if case.is_detection else
+              {'etta_cached', 'etta_unfolded'})
     return [name for name in METHODS if name not in absent]

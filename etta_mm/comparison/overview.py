@@ -48,7 +48,7 @@ def total_cost(root: Path) -> List[str]:
         list[str]: A line.
     """
     runs = {
-        row['hash']: row['wall_s'] or 0.
+        row['id']: row['wall_s'] or 0.
         for path in sorted(root.glob('configs/comparison/*.py'))
         for row in read_rows(root / EVIDENCE / path.stem / 'results.json')
     }

@@ -8,9 +8,11 @@ before the Runner, which then leaves it alone, and DDP is told that there are no
 Source: mmengine 0.10.12 (OneDL) `dist/utils.py:init_dist`,
 `runner/runner.py:wrap_model`.
 """
+import atexit
 import copy
 import os
 import subprocess
+import sys
 from datetime import timedelta
 from typing import Optional, Sequence
 
@@ -105,6 +107,25 @@ def init_gloo(launcher: str, dist_cfg: dict) -> None:
     os.environ.setdefault('MASTER_PORT', str(dist_cfg.get('port', 29500)))
     torch_dist.init_process_group(
         'gloo', timeout=timedelta(seconds=dist_cfg.get('timeout', 1800)))
+
+
+def end_process() -> None:
+    """Leave the process group, if there is one, and end a run that went well.
+
+    Among gloo's processes this ends Python at once, behind its exit handlers:
+    units of FSDP keep the group alive though it is destroyed (torch 2.11.0),
+    and its threads, if they run while the interpreter is taken down, can abort
+    a process whose work is done.
+    """
+    if not (torch_dist.is_available() and torch_dist.is_initialized()):
+        return
+    is_gloo = torch_dist.get_backend() == 'gloo'
+    torch_dist.destroy_process_group()
+    if is_gloo:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _load_tuned(runner: Runner, path: str, resume: bool) -> None:

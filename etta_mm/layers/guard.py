@@ -31,6 +31,7 @@ def guard_loading(model: nn.Module, trained: List[str]) -> None:
         partial(check_state_dict, trained=frozenset(trained)))
     # Before the host's own hooks, which drop what the host makes itself.
     model._load_state_dict_pre_hooks.move_to_end(handle.id, last=False)
+    model.tuners_loaded = False
 
 
 def check_state_dict(module: nn.Module, state_dict: dict, prefix: str, *args,

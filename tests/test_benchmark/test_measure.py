@@ -1,8 +1,11 @@
 """One method, measured: a tiny case of the benchmark."""
 import pytest
+import torch
 
+from etta_mm.benchmark import count_flops
 from etta_mm.benchmark.cases import Case
 from etta_mm.benchmark.measure import measure
+from etta_mm.benchmark.methods import METHODS
 
 
 @pytest.fixture(scope='module')
@@ -27,3 +30,14 @@ def test_every_method_has_its_times_and_sizes(measured):
         assert set(found['latency_s']) == {1, 8}
         assert found['checkpoint_bytes'] > 0
         assert found['gradient_bytes'] == 4 * found['trained']
+
+
+def test_behind_the_cache_a_step_is_the_transformers_alone():
+    case = Case('detr_r50', (64, 64), batch=2, depth=1)
+    plain, cached = (METHODS[name](case) for name in ('etta', 'etta_cached'))
+    first, writing, reading = (
+        count_flops(lambda: contestant.loss().backward())
+        for contestant in (plain, cached, cached))
+    features = count_flops(
+        lambda: plain.model.extract_feat(torch.zeros(2, 3, 64, 64)))
+    assert first == writing == reading + features
