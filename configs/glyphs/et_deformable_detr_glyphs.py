@@ -10,8 +10,9 @@ model = dict(
         ffn=dict(type='ParallelAdapter', bottleneck_dims=118),
         attn=dict(type='ScaledPrefix', num_prefix=4),
         # Of the boxes' branches the last layer alone: the rest is 2.3 % of the
-        # model, which goes to the neck and to wider adapters. The norm layers are 0.2 %; their parameters alone,
-        # since the statistics of batch norms would differ between processes.
+        # model, which goes to the neck and to wider adapters. The norm layers
+        # are 0.2 %; their parameters alone, since the statistics of batch
+        # norms would differ between processes.
         train=[
             'bbox_head.cls_branches',
             r'bbox_head.reg_branches.\d.4',
@@ -22,7 +23,7 @@ model = dict(
             r'.*\.(bn\d|downsample\.1|gn|norms\.\d)\.(weight|bias)',
         ]))
 # The neck at a fifth of the tuners' rate; the best of the settings that were
-# tried on the validation images, see the README.
+# tried on the validation images, see README.md here.
 optim_wrapper = dict(
     optimizer=dict(lr=3e-3),
     paramwise_cfg=dict(custom_keys=dict(neck=dict(lr_mult=0.2))))
