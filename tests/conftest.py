@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 import etta_mm  # noqa: F401
 
@@ -32,4 +33,6 @@ def quiet_and_seeded():
         yield
     logging.disable(logging.NOTSET)
     MMLogger._instance_dict.clear()
-    DefaultScope._instance_dict.clear()  # a Runner leaves its scope behind
+    # A Runner leaves these behind, and the next one would take them.
+    DefaultScope._instance_dict.clear()
+    Visualizer._instance_dict.clear()
