@@ -99,12 +99,13 @@ def rates(cfg: Config, model: nn.Module) -> dict:
 
 def tuned_sublayers(model: nn.Module, site: str) -> dict:
     """The tuners' types at each tuned sublayer of a site."""
-    return {
+    found = {
         name: {type(t).__name__ for t in module.modules()
                if isinstance(t, Tuner)}
         for name, module in model.named_modules()
         if isinstance(module, TunedSublayer) and module.site == site
     }
+    return {name: types for name, types in found.items() if types}
 
 
 def test_every_method_stands_at_every_host():

@@ -89,6 +89,17 @@ def test_backbone_and_neck_run_without_a_graph_below_the_lowest_tuner(name):
     assert saved_bytes(model, lambda: model.extract_feat(data['inputs'])) == 0
 
 
+@pytest.mark.parametrize('name', DETECTORS)
+def test_attentions_without_a_tuner_are_fused_as_well(name, monkeypatch):
+    model = built(name, dict(ffn=ADAPTER))
+
+    def forward(*args, **kwargs):
+        pytest.fail('an attention forms its weights')
+
+    monkeypatch.setattr(nn.MultiheadAttention, 'forward', forward)
+    loss(model, HOSTS[name].batch()).backward()
+
+
 @pytest.mark.parametrize('name,share', [('detr', 0.5), ('deformable', 0.6),
                                         ('deformable_refine', 0.6),
                                         ('deformable_twostage', 0.8),

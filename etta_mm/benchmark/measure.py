@@ -13,10 +13,13 @@ from torch import nn
 from ..layers import transformer_layers
 from .cases import Case, Contestant
 from .floor import count_flops
-from .memory import num_bytes, saved_bytes
+from .memory import freed_memory_returned, num_bytes, saved_bytes
 from .methods import METHODS
 
 INFERENCE_BATCHES = (1, 8)
+#: Steps until all that a step needs is there: the optimizer's state comes with
+#: the first.
+MEMORY_STEPS = 2
 
 
 class Clock:
@@ -64,8 +67,11 @@ def measure(case: Case,
         dict: Times in seconds, sizes in bytes.
     """
     on_gpu = case.device.startswith('cuda')
+    # On a CPU all that can be read is a process's peak: memory comes first.
+    own_memory = nullcontext if on_gpu else freed_memory_returned
     before = _peak(case.device)
-    contestant = METHODS[method](case)
+    with own_memory():
+        contestant = METHODS[method](case)
     ready = time.time()
     if compiled:
         compile_parts(contestant.model)
@@ -80,8 +86,11 @@ def measure(case: Case,
         total=sum(p.numel() for p in parameters),
         trained=sum(p.numel() for p in trained) * contestant.trains,
         start_s=None if started is None else ready - started)
-    result.update(_train(contestant, trained, autocast, case, steps, warmup))
+    train = partial(_train, contestant, trained, autocast, case)
+    with own_memory():
+        train(0, MEMORY_STEPS)
     result['peak_bytes'] = _peak(case.device) - before
+    result.update(train(steps, warmup))
     if contestant.trains:
         with autocast():
             result['activation_bytes'] = saved_bytes(contestant.model,

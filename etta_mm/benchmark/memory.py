@@ -1,4 +1,6 @@
 """Bytes: of the weights, of their gradients, of what autograd keeps."""
+import ctypes
+from contextlib import contextmanager
 from typing import Callable, Iterable
 
 import torch
@@ -35,3 +37,24 @@ def saved_bytes(model: nn.Module, forward: Callable) -> int:
     size = num_bytes(kept)
     del result
     return size
+
+
+#: mallopt's M_MMAP_THRESHOLD, as malloc.h has it.
+_MMAP_THRESHOLD = -3
+
+
+@contextmanager
+def freed_memory_returned():
+    """Give freed memory back to the system at once, so that what is resident
+    is what is in use.
+
+    glibc keeps it in a heap otherwise, with holes that depend on the order of
+    all allocations and grow from step to step. Costs time, since memory that
+    comes back is filled with zeros; does nothing where malloc is another.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', lambda *args: 0)
+    mallopt(_MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:  # where glibc's own rule arrives after one large tensor
+        mallopt(_MMAP_THRESHOLD, 2**25)

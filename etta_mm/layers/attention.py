@@ -4,7 +4,8 @@ Parents: mmcv's ``MultiheadAttention`` and mmpretrain's. Deviations: both go
 through ``scaled_dot_product_attention``, which never forms the attention
 weights (mmcv's parent asks for them and drops them); prefixes join between
 the heads and the output projection, LoRA at the query and the value
-projection, adapters before the residual.
+projection, adapters before the residual. mmcv's take this path in a tuned model
+even where they have no tuner; mmpretrain's own is fused as it is.
 """
 import warnings
 from typing import Optional
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks.transformer import MultiheadAttention
 from mmengine.registry import MODELS
 from mmpretrain.models.utils import MultiheadAttention as ViTAttention
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..tuners import ParallelAdapter, ScaledPrefix, build_tuner
 from .sublayer import TunedSublayer, is_lora
@@ -156,7 +157,7 @@ class ETMultiheadAttention(TunedAttention, MultiheadAttention):
     """
 
     def add_tuners(self, tuning) -> None:
-        if self.attn.bias_k is not None or self.attn.add_zero_attn:
+        if has_additional_key(self):
             raise ValueError(
                 'an attention with add_bias_kv or add_zero_attn cannot be '
                 'tuned; leave it out with where=')
@@ -258,6 +259,21 @@ class ETMultiheadAttention(TunedAttention, MultiheadAttention):
         if value is query:
             return project(query, 0, 3).chunk(3, -1)
         return (*project(query, 0, 2).chunk(2, -1), project(value, 2, 3))
+
+
+def has_additional_key(module: MultiheadAttention) -> bool:
+    """Whether the keys of an attention are more than it is given."""
+    return module.attn.bias_k is not None or module.attn.add_zero_attn
+
+
+def fuse_attentions(model: nn.Module) -> None:
+    """Send every attention of mmcv in ``model`` through the fused kernels, in
+    place and with no tuner, but for those with a key of their own."""
+    for module in list(model.modules()):
+        if type(module) is MultiheadAttention and not has_additional_key(
+                module):
+            module.__class__ = ETMultiheadAttention
+            module.add_tuners(None)
 
 
 class ETViTAttention(TunedAttention, ViTAttention):

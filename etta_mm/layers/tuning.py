@@ -8,6 +8,7 @@ from mmpretrain.models.backbones import RevVisionTransformer
 from torch import nn
 
 from ..tuners import Tuner
+from .attention import fuse_attentions
 from .frozen import freeze_statistics
 from .guard import guard_loading
 from .plan import TUNED_CLASSES, normalize_tuning, plan_tuning, trained_names
@@ -70,6 +71,7 @@ def apply_tuning(model: nn.Module, tuning: dict) -> nn.Module:
         for module, cfgs in plan:
             module.__class__ = TUNED_CLASSES[type(module)]
             module.add_tuners(cfgs)
+        fuse_attentions(model)
         _drop_dead_updates(model)
         _freeze(model, trained)
         if not any(p.requires_grad for p in model.parameters()):

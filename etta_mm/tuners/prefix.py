@@ -10,10 +10,10 @@ from .base import Tuner, check_number, check_size
 from .scale import Scale
 
 COMPOSITIONS = ('parallel', 'concat')
-#: Queries that one block of the backward pass goes through. On a GPU the fused
-#: attention shares its backward pass out by image and head alone; where there
-#: are more queries than MAX_QUERIES to an image (the encoder of a Deformable
-#: DETR), they are divided into blocks of CHUNK.
+#: Queries that one block of the backward pass goes through on a GPU, where the
+#: fused attention shares that pass out by image and head alone: where there are
+#: more queries than MAX_QUERIES to an image (the encoder of a Deformable DETR),
+#: they are divided into blocks of CHUNK.
 MAX_QUERIES, CHUNK = 1024, 512
 
 
@@ -125,9 +125,16 @@ class ScaledPrefix(Tuner):
         Returns:
             Tensor: (bs, num_queries, embed_dims), the heads put together.
         """
+        if query.device.type == 'cpu':
+            # One block: each has a gradient of the prefix to itself, and to
+            # fill and sum those of a batch can take longer than the attention.
+            return self._attend(query.flatten(0, 1)[None]).view(query.shape)
         will_learn = self.training and torch.is_grad_enabled()
         if not will_learn or query.size(1) <= MAX_QUERIES:
             return self._attend(query)
+        return self._attend_in_chunks(query)
+
+    def _attend_in_chunks(self, query: Tensor) -> Tensor:
         rows = query.flatten(0, 1)  # (bs * num_queries, embed_dims)
         whole = len(rows) // CHUNK * CHUNK
         blocks = [rows[:whole].unflatten(0, (-1, CHUNK))]

@@ -1,10 +1,14 @@
 """One method, measured: a tiny case of the benchmark."""
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from etta_mm.benchmark import count_flops
 from etta_mm.benchmark.cases import Case
 from etta_mm.benchmark.measure import measure
+from etta_mm.benchmark.memory import freed_memory_returned
 from etta_mm.benchmark.methods import METHODS
 
 
@@ -41,3 +45,21 @@ def test_behind_the_cache_a_step_is_the_transformers_alone():
     features = count_flops(
         lambda: plain.model.extract_feat(torch.zeros(2, 3, 64, 64)))
     assert first == writing == reading + features
+
+
+FREED = """
+import psutil, torch
+from etta_mm.benchmark.memory import freed_memory_returned
+size = 2**22
+torch.ones(size)  # glibc keeps in its heap what is no larger from now on
+with freed_memory_returned():
+    tensors = [torch.ones(size // 4) for _ in range(32)]
+    before = psutil.Process().memory_info().rss
+    del tensors[::2]
+    assert before - psutil.Process().memory_info().rss > 15 * size
+"""
+
+
+def test_what_is_freed_is_no_longer_resident():
+    # In a process of its own, whose heap has no holes yet.
+    subprocess.run([sys.executable, '-c', FREED], check=True)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from mmcv.cnn.bricks.transformer import MultiheadAttention
+from mmcv.cnn.bricks.transformer import FFN, MultiheadAttention
 from mmpretrain.models.utils import MultiheadAttention as ViTAttention
 from torch import nn
 from torch.testing import assert_close
@@ -246,6 +246,16 @@ def test_a_prefix_is_seen_where_every_key_is_hidden():
                                    ours.attn.in_proj_bias[:DIMS])
     only = prefix(q.transpose(0, 1)).transpose(0, 1)
     assert_close(out, query + ours.attn.out_proj(only), **CLOSE)
+
+
+@pytest.mark.parametrize('additional_key',
+                         ['add_zero_attn', 'add_bias_kv'])
+def test_an_attention_with_a_key_of_its_own_stays_as_it_is(additional_key):
+    attention = MultiheadAttention(DIMS, HEADS, dropout_layer=None)
+    attention.attn = nn.MultiheadAttention(DIMS, HEADS, **{additional_key: True})
+    model = nn.ModuleList([attention, FFN(DIMS, 4)])
+    apply_tuning(model, dict(ffn=dict(type='LoRA', rank=2)))
+    assert type(attention) is MultiheadAttention
 
 
 @pytest.mark.parametrize('composition', [None, 'concat'])

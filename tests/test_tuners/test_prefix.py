@@ -1,8 +1,9 @@
 """The parallel prefix is worked through in blocks, and gives the same."""
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from etta_mm.tuners import ScaledPrefix
 from etta_mm.tuners import prefix as module
@@ -32,45 +33,53 @@ def plain(prefix: ScaledPrefix, query: torch.Tensor) -> torch.Tensor:
     return prefix.scale(torch.cat(outs, -1))
 
 
-# One block an image; several and a rest; several and none.
+# A batch in one block, as on a CPU, and in chunks, as on a GPU: one and a rest;
+# several and a rest; several and none.
+@pytest.mark.parametrize('way', ['forward', '_attend_in_chunks'])
 @pytest.mark.parametrize('num_queries', [CHUNK - 1, CHUNK + 2, 2 * CHUNK])
 def test_blocks_of_queries_give_the_equation_and_its_gradients(
-        prefix, num_queries):
+        prefix, num_queries, way):
     query = torch.randn(BS, num_queries, DIMS, requires_grad=True)
     gradient = torch.randn(BS, num_queries, DIMS)
     wanted = [query, *prefix.parameters()]
-    out, expected = prefix(query), plain(prefix, query)
+    out, expected = getattr(prefix, way)(query), plain(prefix, query)
     assert_close(out, expected, **CLOSE)
     assert_close(
         torch.autograd.grad(out, wanted, gradient),
         torch.autograd.grad(expected, wanted, gradient), **CLOSE)
 
 
-class Queries(TorchDispatchMode):
+class Queries(TorchFunctionMode):
     """Notes the shapes of what goes into a fused attention."""
 
     def __init__(self):
         super().__init__()
         self.shapes = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.name()
-        if 'scaled_dot_product' in name and 'backward' not in name:
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
             self.shapes.append(tuple(args[0].shape))
         return func(*args, **(kwargs or {}))
 
 
+# The shapes of another device than the CPU are those of the meta device.
 def test_no_block_of_the_backward_pass_is_long(prefix):
-    query = torch.randn(BS, 2 * CHUNK + 1, DIMS)
+    query = torch.randn(BS, 2 * CHUNK + 1, DIMS, device='meta')
     with Queries() as seen:
-        prefix(query)
+        prefix.to('meta')(query)
     assert sum(shape[0] * shape[2] for shape in seen.shapes) == BS * len(
         query[0])
     assert max(shape[2] for shape in seen.shapes) <= CHUNK
 
 
 def test_a_forward_pass_alone_takes_an_image_at_once(prefix):
-    query = torch.randn(BS, 2 * CHUNK + 1, DIMS)
+    query = torch.randn(BS, 2 * CHUNK + 1, DIMS, device='meta')
     with Queries() as seen, torch.no_grad():
-        prefix(query)
+        prefix.to('meta')(query)
     assert seen.shapes == [(BS, HEADS, 2 * CHUNK + 1, DIMS // HEADS)]
+
+
+def test_a_cpu_takes_the_batch_at_once(prefix):
+    with Queries() as seen:
+        prefix(torch.randn(BS, 2 * CHUNK + 1, DIMS))
+    assert seen.shapes == [(1, HEADS, BS * (2 * CHUNK + 1), DIMS // HEADS)]
