@@ -2,7 +2,8 @@
 
 Every method runs in a process of its own; the rounds go through the methods
 forwards and backwards in turn, so that a machine that grows slower treats all
-alike. Weights are random, nothing is downloaded.
+alike. With --together one process times them step by step in turn. Weights are
+random, nothing is downloaded.
 """
 import argparse
 import json
@@ -20,9 +21,14 @@ import torch  # noqa: E402
 
 from etta_mm.benchmark import peers  # noqa: E402
 from etta_mm.benchmark.cases import CASES, Case  # noqa: E402
-from etta_mm.benchmark.measure import measure  # noqa: E402
+from etta_mm.benchmark.measure import (Rival,  # noqa: E402
+                                       compile_parts, measure,
+                                       time_in_turn)
 from etta_mm.benchmark.methods import METHODS, methods_of  # noqa: E402
 from etta_mm.benchmark.report import write_report  # noqa: E402
+
+#: Stands for all methods, in a process that times them in turn.
+TOGETHER = 'together'
 
 
 def parse_args():
@@ -58,6 +64,12 @@ def parse_args():
         action='store_true',
         help='fork the processes with all imports done, which takes seconds '
         'off each; the time to start is not measured then')
+    parser.add_argument(
+        '--together',
+        action='store_true',
+        help='time the methods of a case in one process that holds all of '
+        'them, step by step in turn: for a machine whose speed changes within '
+        'minutes')
     # What a process that measures is told.
     parser.add_argument('--worker', nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -72,10 +84,30 @@ def make_case(args, name: str) -> Case:
 
 
 def work(args, case: str, method: str, path: Path, started=None) -> None:
-    result = measure(
-        make_case(args, case), method, args.steps, args.warmup, args.dtype,
-        args.compile, started)
+    case = make_case(args, case)
+    if method == TOGETHER:
+        result = measure_together(args, case)
+    else:
+        steps = (0, 0) if args.together else (args.steps, args.warmup)
+        result = measure(case, method, *steps, args.dtype, args.compile,
+                         started)
     path.write_text(json.dumps(result))
+
+
+def measure_together(args, case: Case) -> dict:
+    """The times of all methods, by method."""
+    rivals = {}
+    for method in chosen_methods(args, case):
+        contestant = METHODS[method](case)
+        if args.compile:
+            compile_parts(contestant.model)
+        rivals[method] = Rival(contestant, case.device, args.dtype)
+    return time_in_turn(rivals, args.steps, args.warmup)
+
+
+def chosen_methods(args, case: Case) -> list:
+    existing = methods_of(case)
+    return [m for m in args.methods or existing if m in existing]
 
 
 def fork(args, case: str, method: str, path: Path) -> str:
@@ -124,8 +156,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     runs, described = [], settings(args)
     for name in args.cases:
-        existing = methods_of(make_case(args, name))
-        methods = [m for m in args.methods or existing if m in existing]
+        methods = chosen_methods(args, make_case(args, name))
         for number in range(args.rounds):
             for method in methods[::-1 if number % 2 else 1]:
                 begin = time.perf_counter()
@@ -134,6 +165,12 @@ def main():
                 print(f'{name} {method} round {number}: ' +
                       run.get('error', 'done') +
                       f' ({time.perf_counter() - begin:.0f} s)', flush=True)
+            if args.together:
+                times = run_apart(args, name, TOGETHER, folder / '.run.json')
+                for run in runs[-len(methods):]:
+                    run.update(
+                        times.get(run['method'], dict(error=times.get('error')))
+                    )
         report = write_report(by_method(runs), described, folder)
     (folder / '.run.json').unlink(missing_ok=True)
     print(report.read_text())
@@ -161,6 +198,7 @@ def settings(args) -> dict:
         compile=args.compile,
         steps=args.steps,
         rounds=args.rounds,
+        together=args.together,
         device=device_name(args.device),
         threads=torch.get_num_threads(),
         torch=torch.__version__)

@@ -5,7 +5,7 @@ import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Callable, List
+from typing import Dict, List
 
 import torch
 from torch import nn
@@ -75,30 +75,28 @@ def measure(case: Case,
     ready = time.time()
     if compiled:
         compile_parts(contestant.model)
-    autocast = nullcontext if dtype == 'float32' else (
-        lambda: torch.autocast(case.device.split(':')[0],
-                               getattr(torch, dtype)))
     parameters = list(contestant.model.parameters())
-    trained = [p for p in parameters if p.requires_grad]
     result = dict(
         case=case.name,
         method=method,
         total=sum(p.numel() for p in parameters),
-        trained=sum(p.numel() for p in trained) * contestant.trains,
+        trained=sum(p.numel() for p in parameters if p.requires_grad) *
+        contestant.trains,
         start_s=None if started is None else ready - started)
-    train = partial(_train, contestant, trained, autocast, case)
+    rival = Rival(contestant, case.device, dtype)
     with own_memory():
-        train(0, MEMORY_STEPS)
-    result['peak_bytes'] = _peak(case.device) - before
-    result.update(train(steps, warmup))
+        for _ in range(MEMORY_STEPS):
+            rival.step()
+    result.update(rival.sizes(), peak_bytes=_peak(case.device) - before)
+    result.update(time_in_turn(dict(rival=rival), steps, warmup)['rival'])
     if contestant.trains:
-        with autocast():
+        contestant.model.train()
+        with rival.autocast():
             result['activation_bytes'] = saved_bytes(contestant.model,
                                                      contestant.loss)
             result['flops'] = count_flops(lambda: contestant.loss().backward(),
                                           fused=on_gpu)
             contestant.model.zero_grad()
-    result['latency_s'] = _latency(contestant, autocast, case, steps, warmup)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'checkpoint.safetensors'
         contestant.save(path)
@@ -126,54 +124,110 @@ def _peak(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _train(contestant: Contestant, trained: list, autocast: Callable,
-           case: Case, steps: int, warmup: int) -> dict:
-    times = dict(forward_s=[], backward_s=[], optimizer_s=[])
-    optimizer = torch.optim.AdamW(
-        trained, lr=1e-5) if contestant.trains else None
-    clock = Clock(case.device)
-    gradient_bytes = 0
-    for step in range(warmup + steps):
+class Rival:
+    """A contestant with its optimizer, ready for steps.
+
+    Args:
+        contestant (Contestant): The contestant.
+        device (str): Its device.
+        dtype (str): As :func:`measure` has it.
+    """
+
+    def __init__(self, contestant: Contestant, device: str,
+                 dtype: str) -> None:
+        self.contestant = contestant
+        self.autocast = nullcontext if dtype == 'float32' else (
+            lambda: torch.autocast(device.split(':')[0], getattr(torch, dtype)
+                                   ))
+        self.trained = [
+            p for p in contestant.model.parameters() if p.requires_grad
+        ]
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=1e-5) if contestant.trains else None
+        self.clock = Clock(device)
+        self.gradient_bytes = 0
+        self._infer = {}
+
+    def step(self) -> List[float]:
+        """A step's seconds: forward, backward and optimizer."""
+        clock, trains = self.clock, self.contestant.trains
+        self.contestant.model.train()
         clock.lap()
-        with autocast(), torch.set_grad_enabled(contestant.trains):
-            loss = contestant.loss()
+        with self.autocast(), torch.set_grad_enabled(trains):
+            loss = self.contestant.loss()
         laps = [clock.lap(), 0., 0.]
-        if contestant.trains:
+        if trains:
             loss.backward()
             laps[1] = clock.lap()
-            gradient_bytes = num_bytes(
-                p.grad for p in trained if p.grad is not None)
+            self.gradient_bytes = num_bytes(
+                p.grad for p in self.trained if p.grad is not None)
             clock.lap()
-            optimizer.step()
-            optimizer.zero_grad()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
             laps[2] = clock.lap()
-        if step >= warmup:
-            for name, lap in zip(times, laps):
-                times[name].append(lap)
-    state = optimizer.state if contestant.trains else {}
-    model = contestant.model
-    return dict(
-        times,
-        weight_bytes=num_bytes((*model.parameters(), *model.buffers())),
-        gradient_bytes=gradient_bytes,
-        optimizer_bytes=num_bytes(t for s in state.values()
-                                  for t in s.values() if torch.is_tensor(t)))
+        return laps
+
+    def infer(self, batch: int) -> float:
+        """Seconds of a forward pass of ``batch`` images."""
+        self.contestant.model.eval()
+        if batch not in self._infer:
+            self._infer = {batch: self.contestant.infer(batch)}
+        self.clock.lap()
+        with torch.no_grad(), self.autocast():
+            self._infer[batch]()
+        return self.clock.lap()
+
+    def sizes(self) -> dict:
+        """Bytes of the weights, of their gradients and of what the optimizer
+        keeps, once there was a step."""
+        model = self.contestant.model
+        state = self.optimizer.state if self.contestant.trains else {}
+        return dict(
+            weight_bytes=num_bytes((*model.parameters(), *model.buffers())),
+            gradient_bytes=self.gradient_bytes,
+            optimizer_bytes=num_bytes(t for s in state.values()
+                                      for t in s.values()
+                                      if torch.is_tensor(t)))
 
 
-def _latency(contestant: Contestant, autocast: Callable, case: Case,
-             steps: int, warmup: int) -> dict:
-    contestant.model.eval()
-    latency = {}
+def time_in_turn(rivals: Dict[str, Rival], steps: int,
+                 warmup: int) -> Dict[str, dict]:
+    """Times of several rivals, of whom each makes a step in its turn, so that
+    a machine whose speed changes treats all alike.
+
+    Args:
+        rivals (dict[str, Rival]): Whom to time.
+        steps (int): Steps of each, and forward passes of each batch size of
+            the inference.
+        warmup (int): Steps before them.
+
+    Returns:
+        dict[str, dict]: For each, lists of seconds: ``forward_s``,
+        ``backward_s``, ``optimizer_s``, and ``latency_s`` by batch size.
+    """
+    times = {
+        name: dict(
+            forward_s=[],
+            backward_s=[],
+            optimizer_s=[],
+            latency_s={batch: []
+                       for batch in INFERENCE_BATCHES})
+        for name in rivals
+    }
+
+    def turns():
+        for number in range(warmup + steps):
+            for name in list(rivals)[::-1 if number % 2 else 1]:
+                yield number >= warmup, times[name], rivals[name]
+
+    for is_timed, found, rival in turns():
+        laps = rival.step()
+        if is_timed:
+            for name, lap in zip(found, laps):
+                found[name].append(lap)
     for batch in INFERENCE_BATCHES:
-        infer = contestant.infer(batch)
-        seconds: List[float] = []
-        clock = Clock(case.device)
-        for step in range(warmup + steps):
-            clock.lap()
-            with torch.no_grad(), autocast():
-                infer()
-            lap = clock.lap()
-            if step >= warmup:
-                seconds.append(lap)
-        latency[batch] = seconds
-    return latency
+        for is_timed, found, rival in turns():
+            lap = rival.infer(batch)
+            if is_timed:
+                found['latency_s'][batch].append(lap)
+    return times

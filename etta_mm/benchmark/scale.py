@@ -72,7 +72,8 @@ def scale_page(summary: dict, settings: dict, devices: Sequence[int],
     lines = [
         '# COCO on several devices, computed', '',
         'Nothing here was run on several devices. Step and memory are those '
-        'that the benchmark measured on one, a ring all-reduce of the '
+        'that the benchmark measured on one, and as old as it '
+        '(docs/speed.md says what has changed since); a ring all-reduce of the '
         'gradients is added to each step (none of it hidden behind the '
         f'backward pass), and an epoch is {NUM_IMAGES:,} images. Each device '
         'has the batch of the benchmark.', '', 'Made by:', '', '```shell',

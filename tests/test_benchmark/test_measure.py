@@ -1,15 +1,18 @@
 """One method, measured: a tiny case of the benchmark."""
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from etta_mm.benchmark import count_flops
 from etta_mm.benchmark.cases import Case
-from etta_mm.benchmark.measure import measure
+from etta_mm.benchmark.measure import Rival, measure, time_in_turn
 from etta_mm.benchmark.memory import freed_memory_returned
 from etta_mm.benchmark.methods import METHODS
+from etta_mm.benchmark.report import PARTS
 
 
 @pytest.fixture(scope='module')
@@ -45,6 +48,44 @@ def test_behind_the_cache_a_step_is_the_transformers_alone():
     features = count_flops(
         lambda: plain.model.extract_feat(torch.zeros(2, 3, 64, 64)))
     assert first == writing == reading + features
+
+
+def test_rivals_take_turns_forwards_and_backwards():
+    case = Case('vit_b16', (32, 32), batch=2, depth=1)
+    turns = []
+
+    class Noted(Rival):
+
+        def step(self):
+            turns.append(self.name)
+            return super().step()
+
+    rivals = {}
+    for name in ('base', 'etta'):
+        rivals[name] = Noted(METHODS[name](case), 'cpu', 'float32')
+        rivals[name].name = name
+    times = time_in_turn(rivals, steps=2, warmup=1)
+    assert turns == ['base', 'etta', 'etta', 'base', 'base', 'etta']
+    for name, found in times.items():
+        assert [len(found[part]) for part in PARTS] == [2, 2, 2]
+        assert (min(found['backward_s']) > 0) == (name == 'etta')
+        assert {b: len(t) for b, t in found['latency_s'].items()} == {1: 2, 8: 2}
+
+
+def test_the_tool_times_methods_together(tmp_path):
+    root = Path(__file__).parents[2]
+    subprocess.run([
+        sys.executable, root / 'tools/benchmark.py', '--cases', 'vit_b16',
+        '--methods', 'base', 'etta', '--image-size', '32', '--batch', '1',
+        '--steps', '2', '--warmup', '0', '--rounds', '1', '--device', 'cpu',
+        '--fork', '--together', '--out', tmp_path
+    ], check=True, cwd=tmp_path)  # yapf: disable
+    runs = json.loads((tmp_path / 'benchmark.json').read_text())['runs']
+    assert [run['method'] for run in runs] == ['base', 'etta']
+    for run in runs:
+        assert 'error' not in run
+        assert len(run['forward_s']) == len(run['latency_s']['8']) == 2
+        assert run['peak_bytes'] > run['weight_bytes']
 
 
 FREED = """
