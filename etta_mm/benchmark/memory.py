@@ -39,8 +39,8 @@ def saved_bytes(model: nn.Module, forward: Callable) -> int:
     return size
 
 
-#: mallopt's M_MMAP_THRESHOLD, as malloc.h has it.
-_MMAP_THRESHOLD = -3
+#: What mallopt sets, as malloc.h has it.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 @contextmanager
@@ -58,3 +58,4 @@ def freed_memory_returned():
         yield
     finally:  # where glibc's own rule arrives after one large tensor
         mallopt(_MMAP_THRESHOLD, 2**25)
+        mallopt(_TRIM_THRESHOLD, 2**26)
