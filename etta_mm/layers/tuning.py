@@ -20,7 +20,8 @@ def apply_tuning(model: nn.Module, tuning: dict) -> nn.Module:
 
     Each sublayer's output becomes ``h + s * Δh`` with h frozen. What is
     trained afterwards: the tuners and the submodules that ``train`` names.
-    Frozen layers with running statistics stay in eval mode.
+    Frozen layers with running statistics stay in eval mode. Attentions of mmcv
+    go through fused kernels, those without a tuner as well.
 
     Names and shapes of the base parameters stay as they are, so a checkpoint
     of the base loads before and after. Initialise a model (``init_weights``)
