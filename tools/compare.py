@@ -8,8 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
-from etta_mm.comparison import (BusyError, Comparison, find_slots, read_plan,
-                                read_rows, write_report)
+from etta_mm.comparison import (BusyError, Comparison, Plan, find_slots,
+                                read_plan, read_rows, write_report)
 from etta_mm.engine.user_error import exit_on_user_error
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +36,14 @@ def parse_args(argv=None):
         help="run what the plan's quick section names, under a name of its "
         'own')
     parser.add_argument(
+        '--rates',
+        nargs='?',
+        const='',
+        metavar='FOLDER',
+        help='do not search: take the learning rates that the results in this '
+        'folder chose, by default those of docs/evidence/ and the name of the '
+        'plan; needs another --out')
+    parser.add_argument(
         '--dry-run', action='store_true', help='list the runs and stop')
     parser.add_argument(
         '--report-only',
@@ -59,6 +67,8 @@ def main(argv=None) -> int:
                     'comparison first, or name its folder with --out')
             print(write_report(plan, read_rows(path), out))
             return 0
+        if args.rates is not None:
+            plan = at_known_rates(plan, args.rates, out)
         comparison = Comparison(
             plan, ROOT, args.work_dir or f'work_dirs/compare/{plan.name}', out)
         slots = find_slots(args.jobs)
@@ -71,6 +81,19 @@ def main(argv=None) -> int:
         sys.exit(f'compare.py: error: {error}')
     except KeyboardInterrupt:
         return 130
+
+
+def at_known_rates(plan: Plan, folder: str, out: Path) -> Plan:
+    path = ROOT / (folder or f'docs/evidence/{plan.name}') / 'results.json'
+    if not path.exists():
+        raise FileNotFoundError(
+            f'--rates: {str(path)!r} does not exist; name the folder of a '
+            'finished comparison, or leave --rates out to search')
+    if path.parent.resolve() == out.resolve():
+        raise ValueError(
+            f'--rates reads {str(path)!r}, which this comparison would write; '
+            'give it another folder with --out')
+    return plan.with_rates(read_rows(path))
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """What is compared: points, and the runs that they come to."""
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Dict, List, Optional, Tuple
 
 MAX_BEYOND = 4  # rates that a search may add to those of the plan
@@ -86,6 +86,31 @@ class Plan:
             else:
                 break
         return [Run(point, rate, self.search_seed) for rate in rates]
+
+    def with_rates(self, rows: List[dict]) -> 'Plan':
+        """This plan without its searches: every point at the learning rate
+        that an earlier one chose.
+
+        Args:
+            rows (list[dict]): Those of its ``results.json``.
+
+        Raises:
+            ValueError: If they have no final run of one of the points.
+        """
+        chosen = {(r['method'], r['budget']): r['lr']
+                  for r in rows if r['role'] == 'final'}
+        points = []
+        for point in self.points:
+            if len(point.rates) > 1:
+                key = (point.method, point.budget)
+                if key not in chosen:
+                    raise ValueError(
+                        f'no final run of {point.method!r}, budget '
+                        f'{point.budget}, tells the learning rate; finish '
+                        'that comparison first, or search')
+                point = replace(point, rates=(chosen[key], ))
+            points.append(point)
+        return replace(self, points=points)
 
     def finals(self, point: Point, rate: Optional[float]) -> List[Run]:
         """The runs of ``point`` that count, at the chosen rate."""

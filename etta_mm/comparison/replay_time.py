@@ -129,13 +129,14 @@ def replay_time_page(rows: List[dict], jobs: int, command: str) -> str:
         jobs (int): Runs at once.
         command (str): What has made them.
     """
-    cells, recorded, estimated, spent = [], 0., 0., 0.
+    cells, recorded, estimated, spent, final = [], 0., 0., 0., 0.
     for row in rows:
         times = list(row['sampled'].values())
         mean = sum(times) / len(times)
         hours = row['runs'] * mean / 3600
         recorded += row['recorded_s'] / 3600
         estimated += hours
+        final += hours * (row['role'] == 'final')
         spent += sum(times) / 3600
         cells.append([
             row['plan'], row['role'],
@@ -151,6 +152,10 @@ def replay_time_page(rows: List[dict], jobs: int, command: str) -> str:
         'All comparisons, on a machine that does nothing else, by a random '
         'sample of their runs, trained and tested again:', '', '```shell',
         command, '```', '',
+        'All final runs, three seeds a method, at the learning rates that are '
+        'known by now (`tools/compare.py PLAN --rates`): '
+        f'**{final:.1f} h of runs, {jobs} at once: {final / jobs:.1f} h**.',
+        '', 'With the searches of the learning rates once more: '
         f'**{estimated:.1f} h of runs, {jobs} at once: '
         f'{estimated / jobs:.1f} h** (as they were run for the evidence '
         f'{recorded:.1f} h, {recorded / jobs:.1f} h). The sample itself took '

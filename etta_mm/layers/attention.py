@@ -18,6 +18,7 @@ from mmpretrain.models.utils import MultiheadAttention as ViTAttention
 from torch import Tensor, nn
 
 from ..tuners import ParallelAdapter, ScaledPrefix, build_tuner
+from .dropout import attention_with_dropout, is_packed
 from .sublayer import TunedSublayer, is_lora
 
 
@@ -91,13 +92,17 @@ class TunedAttention(TunedSublayer):
             if mask is not None:  # a prefix is visible to every query
                 visible = True if mask.dtype == torch.bool else 0.
                 mask = F.pad(mask, (prefix.num_prefix, 0), value=visible)
-        out = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            dropout_p=dropout,
-            scale=scale)
+        if dropout and is_packed(queries):
+            out = attention_with_dropout(queries, keys, values, mask, dropout,
+                                         scale)
+        else:
+            out = F.scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                attn_mask=mask,
+                dropout_p=dropout,
+                scale=scale)
         # (bs, num_heads, num_queries, d_head) -> (bs, num_queries, d)
         out = out.transpose(1, 2).flatten(2)
         if prefix is not None and prefix.composition == 'parallel':

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..tuners import Tuner
 from .attention import fuse_attentions
+from .dropout import pack_dropouts
 from .frozen import freeze_statistics
 from .guard import guard_loading
 from .plan import TUNED_CLASSES, normalize_tuning, plan_tuning, trained_names
@@ -21,7 +22,8 @@ def apply_tuning(model: nn.Module, tuning: dict) -> nn.Module:
     Each sublayer's output becomes ``h + s * Δh`` with h frozen. What is
     trained afterwards: the tuners and the submodules that ``train`` names.
     Frozen layers with running statistics stay in eval mode. Attentions of mmcv
-    go through fused kernels, those without a tuner as well.
+    go through fused kernels, those without a tuner as well, and dropout on a
+    CPU draws its masks in a cheaper way (:mod:`etta_mm.layers.dropout`).
 
     Names and shapes of the base parameters stay as they are, so a checkpoint
     of the base loads before and after. Initialise a model (``init_weights``)
@@ -73,6 +75,7 @@ def apply_tuning(model: nn.Module, tuning: dict) -> nn.Module:
             module.__class__ = TUNED_CLASSES[type(module)]
             module.add_tuners(cfgs)
         fuse_attentions(model)
+        pack_dropouts(model)
         _drop_dead_updates(model)
         _freeze(model, trained)
         if not any(p.requires_grad for p in model.parameters()):

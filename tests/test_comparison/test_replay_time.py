@@ -53,6 +53,7 @@ def test_the_estimate_weighs_each_mean_by_its_runs():
              sampled={'z': 720.})
     ]
     page = replay_time_page(rows, 2, 'make it')
+    assert '**1.0 h of runs, 2 at once: 0.5 h**' in page  # the final ones
     assert '**2.0 h of runs, 2 at once: 1.0 h**' in page
     assert '3.0 h, 1.5 h). The sample itself took 0.40 h' in page
     assert '| a | search | 10 | 720 | 2 | 360 | 1.00 |' in page

@@ -138,6 +138,25 @@ def test_plans_share_their_runs(root):
     assert all(row['claims'] == ['C9'] for row in rows)
 
 
+def test_known_rates_take_the_place_of_the_search(root):
+    compare(root, methods=TWO)
+    results = json.loads((root / 'out/results.json').read_text())['rows']
+    calls(root)
+    plan = read_plan(write_plan(root, methods=TWO), root).with_rates(results)
+    again = Comparison(plan, root, 'work2', 'work2/again')
+    assert again.num_runs == 4
+    assert again.run(find_slots(1)) == 0
+    assert [c for c in calls(root) if c.startswith('train')] == [
+        'train 0.003 0', 'train 0.003 1', 'train 0.001 0', 'train 0.001 1'
+    ]
+    finals = [row for row in results if row['role'] == 'final']
+    assert [(r['id'], r['value'], r['role']) for r in again.rows()
+            ] == [(r['id'], r['value'], 'final') for r in finals]
+    with pytest.raises(ValueError, match="no final run of 'A', budget 0"):
+        plan = read_plan(write_plan(root, methods=TWO), root)
+        plan.with_rates([dict(r, role='search') for r in results])
+
+
 def test_changed_settings_are_another_run(root):
     compare(root, methods=TWO[1:], seeds=[0])
     calls(root)

@@ -41,7 +41,8 @@ def wrapper(model, **optimizer):
             paramwise_cfg=PARAMWISE))
 
 
-@pytest.mark.parametrize('fused, atol', [(False, 1e-6), (True, 1e-5)])
+# Adam makes of a rounding in a small gradient a part of a step, which is 1e-2.
+@pytest.mark.parametrize('fused, atol', [(False, 1e-6), (True, 1e-4)])
 def test_it_learns_as_mmengines_own_in_a_group_for_each_setting(fused, atol):
     alone, grouped = tiny_detr(), tiny_detr()
     steps = [

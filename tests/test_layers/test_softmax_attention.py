@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from etta_mm import apply_tuning, disable_tuning
 from etta_mm.layers import ETMultiheadAttention, ETViTAttention
+from etta_mm.layers.dropout import pack_dropouts
 from etta_mm.tuners import build_tuner
 
 DIMS = 8
@@ -355,6 +356,7 @@ def test_without_tuning_it_is_mmpretrains_attention(kwargs):
                          ids=str)
 def test_vit_output_dropout_is_the_parents_with_the_same_seed(kwargs):
     parent, ours = vit_pair(PREFIX, **kwargs)
+    pack_dropouts(parent)
     parent.train(), ours.train()
     x = torch.randn(BS, QUERIES, DIMS)
     torch.manual_seed(3)
