@@ -4,8 +4,10 @@ A comparison can be stopped and started again at any time: it goes on where it
 was. The format of a plan is described in etta_mm/comparison/plan_file.py.
 """
 import argparse
+import shlex
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from etta_mm.comparison import (BusyError, Comparison, Plan, find_slots,
@@ -59,6 +61,9 @@ def main(argv=None) -> int:
     with exit_on_user_error(__file__):
         plan = read_plan(args.plan, ROOT, args.quick)
         out = ROOT / (args.out or f'docs/evidence/{plan.name}')
+        if args.rates is not None:
+            plan = at_known_rates(plan, args.rates, out)
+        plan = replace(plan, arguments=plan_arguments(args))
         if args.report_only:
             path = out / 'results.json'
             if not path.exists():
@@ -67,8 +72,6 @@ def main(argv=None) -> int:
                     'comparison first, or name its folder with --out')
             print(write_report(plan, read_rows(path), out))
             return 0
-        if args.rates is not None:
-            plan = at_known_rates(plan, args.rates, out)
         comparison = Comparison(
             plan, ROOT, args.work_dir or f'work_dirs/compare/{plan.name}', out)
         slots = find_slots(args.jobs)
@@ -94,6 +97,17 @@ def at_known_rates(plan: Plan, folder: str, out: Path) -> Plan:
             f'--rates reads {str(path)!r}, which this comparison would write; '
             'give it another folder with --out')
     return plan.with_rates(read_rows(path))
+
+
+def plan_arguments(args) -> str:
+    """What makes the same comparison again."""
+    words = ['--quick'] * args.quick
+    if args.rates is not None:
+        words += ['--rates', *filter(None, [args.rates])]
+    for name in ('work_dir', 'out'):
+        if getattr(args, name):
+            words += [f'--{name.replace("_", "-")}', getattr(args, name)]
+    return shlex.join(words).replace(f'{ROOT}/', '')
 
 
 if __name__ == '__main__':

@@ -4,6 +4,8 @@ OUT_DIR/vis/ gets the pictures, OUT_DIR/preds/ the predictions as JSON.
 """
 import argparse
 
+from mmengine.config import Config
+
 from etta_mm.data.file import check_file, check_folder_writable
 from etta_mm.engine.base_weights import allow_pickle
 from etta_mm.engine.inference import build_predictor, predict_files
@@ -41,7 +43,8 @@ def run(args) -> None:
     check_file(args.source, 'The image, folder or video',
                'Give one that exists.')
     check_file(args.config, 'The config', 'Give one that exists.')
-    allow_pickle(args.allow_pickle)
+    cfg = Config.fromfile(args.config)
+    allow_pickle(args.allow_pickle or cfg.get('allow_pickle', False))
     if args.tuned is not None:
         weights = tuned_weights(args.config, args.tuned, args.base)
     else:

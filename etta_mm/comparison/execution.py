@@ -118,11 +118,17 @@ class Execution:
         reported = usage.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
         figures = dict(peak_memory_bytes=max(self.resident or reported,
                                              row['peak_memory_bytes'] or 0))
-        figures.update(
-            measure(self.folder / 'train', row['metric'],
-                    cfg.train_dataloader.batch_size))
         last = cfg.train_cfg.get('max_epochs') or cfg.train_cfg.get('max_iters')
-        if figures['validation'][-1][0] != last and self.resumed:
+        try:
+            figures.update(
+                measure(self.folder / 'train', row['metric'],
+                        cfg.train_dataloader.batch_size))
+            is_whole = figures['validation'][-1][0] == last
+        except ValueError:  # there may have been one validation, or none
+            if not self.resumed:
+                raise
+            is_whole = False
+        if self.resumed and not is_whole:
             shutil.rmtree(self.folder / 'train')
             self._start_training()
             return False

@@ -39,7 +39,7 @@ class Run:
 @dataclass(frozen=True)
 class Plan:
     """A plan, checked; :mod:`etta_mm.comparison.plan_file` says what its parts
-    mean."""
+    mean. ``arguments`` are those of tools/compare.py behind its path."""
     name: str
     path: str
     host: str
@@ -51,7 +51,7 @@ class Plan:
     search_seed: int
     epochs: Optional[int]
     lr_key: str
-    is_quick: bool
+    arguments: str
     points: List[Point]
 
     def candidates(self, point: Point,

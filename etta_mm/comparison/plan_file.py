@@ -125,7 +125,7 @@ def read_plan(path, root, quick: bool = False) -> Plan:
         search_seed=search_seed,
         epochs=epochs,
         lr_key=plan.get('lr_key', LR_KEY),
-        is_quick=quick,
+        arguments='--quick' if quick else '',
         points=points)
 
 

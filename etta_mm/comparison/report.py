@@ -93,8 +93,7 @@ def markdown(plan, rows: List[dict], summaries: List[Summary],
     if failed:
         lines += ['', '## Failed', '']
         lines += [f'- `{row["id"]}`: {row["error"]}' for row in failed]
-    command = f'python tools/compare.py {plan.path}'
-    command += ' --quick' if plan.is_quick else ''
+    command = f'python tools/compare.py {plan.path} {plan.arguments}'.strip()
     lines += [
         '', '## Again', '', 'All of it, and table and figures alone:', '',
         '```shell', command, f'{command} --report-only', '```'

@@ -207,6 +207,7 @@ class Comparison:
     def _run(self, free: deque) -> None:
         active, start, walls = {}, time.time(), []
         slots = len(free)
+        self._keep_unknown()
         self.write()
         print(f'{self.num_runs} runs, {self._done()} done before; up to '
               f'{slots} at once', flush=True)
@@ -242,6 +243,18 @@ class Comparison:
                 execution.kill()
         print(f'done in {minutes(time.time() - start)}; results in '
               f'{self._shown(self.out)}', flush=True)
+
+    def _keep_unknown(self) -> None:
+        """Keep a copy of results that are of other settings than the plan's,
+        such as those of a config that has changed since."""
+        known = {row['id'] for row in self.rows()}
+        rows = read_rows(self.out / 'results.json')
+        number = sum(row['id'] not in known for row in rows)
+        if number:
+            path = write_rows(self.work_dir / 'replaced_results.json', rows)
+            print(f'{number} runs of results.json are not of this plan as it '
+                  f'is now and are left out; {self._shown(path)} has them',
+                  flush=True)
 
     def _next(self, active: dict) -> Optional[Tuple[Run, bool]]:
         for run, is_final in self.tasks():

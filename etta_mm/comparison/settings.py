@@ -160,7 +160,8 @@ def _hash(cfg: Config, root: str) -> str:
     settings = cfg.to_dict()
     for key in ('work_dir', 'launcher', 'resume'):
         settings.pop(key, None)
-    text = json.dumps(settings, sort_keys=True, default=str).replace(root, '.')
+    text = json.dumps(settings, sort_keys=True, default=str)
+    text = text.replace(json.dumps(root)[1:-1], '.')
     digest = hashlib.sha256(text.encode())
     weights = file_hash(cfg.get('load_from'), root)
     if weights:

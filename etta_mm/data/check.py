@@ -107,8 +107,8 @@ def check_images(folder: str, files: Sequence[str], source: str,
     missing = []
     for parent, inside in by_folder.items():
         held = set()
-        if osp.isdir(parent):
-            with os.scandir(parent) as entries:
+        if osp.isdir(parent or '.'):
+            with os.scandir(parent or '.') as entries:
                 held = {entry.name for entry in entries}
         missing += [file for file in inside if osp.basename(file) not in held]
     if missing:
@@ -197,7 +197,7 @@ def _kept(dataset: CocoDataset, content: dict) -> List[dict]:
 
 def _check_custom(dataset: CustomDataset, with_named_classes: bool,
                   name: str) -> None:
-    folder = dataset.img_prefix
+    folder = dataset.img_prefix or '.'
     check_file(folder, f'{name}: the folder of images',
                f'Set {name}.data_root and {name}.data_prefix.')
     if dataset.ann_file:

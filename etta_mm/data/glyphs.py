@@ -20,9 +20,10 @@ beginning of a larger one.
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, Iterator, List, Sequence, Tuple
 
 import matplotlib
 import numpy as np
@@ -201,9 +202,22 @@ def _write_image(folder: Path, task: str, domain: str, split: str, side: int,
     image, truth = draw(rng, glyphs, names, side)
     if task == 'classification':
         folder = folder / truth
-    Image.fromarray(np.rint(image).clip(0, 255).astype(np.uint8)).save(
-        folder / f'{index:06d}.jpg', quality=JPEG_QUALITY)
+    drawn = Image.fromarray(np.rint(image).clip(0, 255).astype(np.uint8))
+    with _replaced(folder / f'{index:06d}.jpg') as part:
+        drawn.save(part, format='JPEG', quality=JPEG_QUALITY)
     return truth
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """Where to write what takes the place of ``path``, all at once: a training
+    may be reading it."""
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _coco(truths: Sequence[List[dict]], side: int) -> dict:
@@ -272,9 +286,6 @@ def make_glyphs(root,
     classes = CLASSES if task == 'classification' else ('', )
     for name in classes:
         (folder / name).mkdir(parents=True, exist_ok=True)
-        # What an earlier, larger set left there would be read as well.
-        for stale in (folder / name).glob('*.jpg'):
-            stale.unlink()
     write = partial(_write_image, folder, task, domain, split, side, seed)
     num_workers = num_workers or os.cpu_count()
     if num_workers == 1:
@@ -284,6 +295,11 @@ def make_glyphs(root,
             truths = list(pool.map(write, range(num_images), chunksize=64))
     if task == 'detection':
         (home / 'annotations').mkdir(exist_ok=True)
-        with open(home / 'annotations' / f'{split}.json', 'w') as file:
-            json.dump(_coco(truths, side), file)
+        with _replaced(home / 'annotations' / f'{split}.json') as part:
+            part.write_text(json.dumps(_coco(truths, side)))
+        truths = [''] * num_images
+    # What an earlier, larger set left there would be read as well.
+    made = {folder / name / f'{i:06d}.jpg' for i, name in enumerate(truths)}
+    for stale in {*folder.rglob('*.jpg')} - made:
+        stale.unlink()
     return folder

@@ -7,8 +7,9 @@ over the target, and the folder is synced. Whatever happens in between (a crash,
 import os
 import re
 import socket
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Iterator
 
 from mmengine.fileio import LocalBackend, register_backend
 
@@ -27,6 +28,25 @@ def write_atomically(path, data: bytes) -> Path:
         OSError: If it cannot be written, such as for a full disk. What was
             there before is still there.
     """
+    with appearing_whole(path) as temporary:
+        temporary.write_bytes(data)
+    return Path(path)
+
+
+@contextmanager
+def appearing_whole(path) -> Iterator[Path]:
+    """Let a file be written under another name, which it leaves when it is
+    whole.
+
+    Args:
+        path (str | Path): The file; its folder is made.
+
+    Yields:
+        Path: Where to write it.
+
+    Raises:
+        OSError: As :func:`write_atomically`.
+    """
     path = Path(path)
     owner = re.sub(r'\W', '_', socket.gethostname())
     temporary = path.with_name(f'.{path.name}.{owner}-{os.getpid()}.tmp')
@@ -34,9 +54,8 @@ def write_atomically(path, data: bytes) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent, owner)
         try:
-            with open(temporary, 'wb') as file:
-                file.write(data)
-                file.flush()
+            yield temporary
+            with open(temporary, 'rb+') as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
@@ -47,7 +66,6 @@ def write_atomically(path, data: bytes) -> Path:
             error.errno, f'{path} cannot be written: {error.strerror}. '
             'What was there before is unchanged. Make room, or write to '
             'another folder') from error
-    return path
 
 
 def _sweep(folder: Path, owner: str) -> None:

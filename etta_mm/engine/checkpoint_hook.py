@@ -31,7 +31,9 @@ class AtomicCheckpointHook(CheckpointHook):
     Deviations: checkpoints and ``last_checkpoint`` are written atomically; an
     outdated checkpoint is removed when the new one lies on the disk, not
     before. So at any moment ``last_checkpoint`` names a whole checkpoint. A
-    validation without a training passes with ``save_best``, too.
+    validation without a training passes with ``save_best``, too. What is saved
+    behind a validation has the epoch that was validated, which mmengine's
+    ``FlexibleRunner`` counts once too often.
     Folders on other machines (``s3://...``) are left to their backends.
 
     Source: mmengine 0.10.12 (OneDL) `hooks/checkpoint_hook.py`.
@@ -39,6 +41,29 @@ class AtomicCheckpointHook(CheckpointHook):
     Args:
         *args, **kwargs: Those of ``CheckpointHook``.
     """
+
+    _counts = None  # epoch and iteration of what is saved behind a validation
+
+    def after_val_epoch(self, runner, metrics) -> None:
+        """Save the best checkpoint.
+
+        Args:
+            runner (Runner): The runner of the training.
+            metrics (dict): What the validation has found.
+        """
+        self._counts = dict(epoch=runner.epoch, iter=runner.iter)
+        super().after_val_epoch(runner, metrics)
+        self._counts = None
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Correct the epoch and the iteration.
+
+        Args:
+            runner (Runner): The runner of the training.
+            checkpoint (dict): What is saved.
+        """
+        if self._counts is not None:
+            checkpoint['meta'].update(self._counts)
 
     def before_train(self, runner) -> None:
         """Take the atomic backend where the folder is on this machine.

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..tuners import Tuner
 from .atomic import write_atomically
+from .base_weights import allow_pickle
 from .merge import merge_tuning
 from .tuned_checkpoint import load_tuned, save_tuned
 from .tuned_file import file_classes, plain_metainfo, read_tuned
@@ -21,8 +22,11 @@ def build_model(cfg: Config) -> nn.Module:
     """The model of a config, as its class initialises it.
 
     Args:
-        cfg (Config): Any config with a ``model``.
+        cfg (Config): Any config with a ``model``. With ``allow_pickle``,
+            checkpoints may be unpickled from now on.
     """
+    if cfg.get('allow_pickle'):
+        allow_pickle()
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         return MODELS.build(cfg.model)
 

@@ -12,7 +12,6 @@ Deviations from mmengine's ``FSDPStrategy``:
 Source: mmengine 0.10.12 (OneDL) `_strategy/fsdp.py`.
 """
 import copy
-import os
 import re
 from pathlib import Path
 from typing import Iterator, Optional, Tuple
@@ -26,6 +25,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import STRATEGIES
 from torch import Tensor, nn
 
+from .atomic import appearing_whole
 from .sharded_model import plain_name
 
 
@@ -200,13 +200,12 @@ class ETFSDPStrategy(FSDPStrategy):
             filename (str): The file.
             **kwargs: The parent's.
         """
-        if '://' in filename:
+        # Of the processes, the main one alone writes.
+        if '://' in filename or not is_main_process():
             super().save_checkpoint(filename, **kwargs)
             return
-        part = Path(filename).with_name(f'.{Path(filename).name}.part')
-        super().save_checkpoint(str(part), **kwargs)
-        if is_main_process():
-            os.replace(part, filename)
+        with appearing_whole(filename) as temporary:
+            super().save_checkpoint(str(temporary), **kwargs)
 
 
 def _tensors(model: nn.Module) -> Iterator[Tuple[str, Tensor]]:

@@ -1,8 +1,11 @@
 """What mmengine's checkpoints lack for a resumed training to be the same."""
+from itertools import islice
+
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop
 
 from .random_state import random_state, set_random_state
 from .sharded_model import plain_name
@@ -18,7 +21,9 @@ class TrainingStateHook(Hook):
     adds, under ``training_state`` of the checkpoint, the random generators,
     the seed of the sampler and gradients that are accumulated so far. A
     validation leaves the generators where they were, since a resumed training
-    does not run it again.
+    does not run it again. A training by epochs that was saved within one goes
+    on with the batches that it has not seen; mmengine would begin the epoch
+    again, behind the end of its schedules.
 
     In one process whose data loader has no ``persistent_workers``, the
     weights are equal bit for bit. In several, each keeps the generators that
@@ -31,6 +36,7 @@ class TrainingStateHook(Hook):
     def __init__(self) -> None:
         self._before_val = None
         self._resumed = None
+        self._is_first = True  # whether no epoch has begun
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Add the state to the checkpoint.
@@ -90,6 +96,9 @@ class TrainingStateHook(Hook):
         if self._resumed is not None and get_world_size() == 1:
             set_random_state(self._resumed['random'])
         self._resumed = None
+        if self._is_first:
+            _skip_seen(runner)
+        self._is_first = False
 
     def before_val(self, runner) -> None:
         """Remember the generators.
@@ -107,6 +116,37 @@ class TrainingStateHook(Hook):
         """
         set_random_state(self._before_val)
         self._before_val = None
+
+
+class _Rest:
+    """A batch sampler that leaves out its first batches once."""
+
+    def __init__(self, batch_sampler, number: int) -> None:
+        self.batch_sampler, self.number = batch_sampler, number
+
+    def __iter__(self):
+        number, self.number = self.number, 0
+        return islice(iter(self.batch_sampler), number, None)
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __getattr__(self, name: str):
+        return getattr(self.batch_sampler, name)
+
+
+def _skip_seen(runner) -> None:
+    """Leave out what the epoch that is resumed has seen."""
+    loader = runner.train_dataloader
+    if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        return  # mmengine's IterBasedTrainLoop does so itself
+    number = runner.iter - runner.epoch * len(loader)
+    if not 0 < number <= len(loader) or loader.batch_sampler is None:
+        return
+    runner.logger.info(f'Epoch {runner.epoch + 1} goes on behind {number} of '
+                       f'its {len(loader)} batches.')
+    # DataLoader forbids the plain assignment; nothing else has read it yet.
+    vars(loader)['batch_sampler'] = _Rest(loader.batch_sampler, number)
 
 
 def _sampler(runner):

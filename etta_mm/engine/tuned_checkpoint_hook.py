@@ -20,9 +20,9 @@ class TunedCheckpointHook(Hook):
     likewise, with the tensors that the ``.pth`` holds under ``state_dict``:
     of a training with ``EMAHook``, the averaged ones. The last one gets an
     ``epoch_3.train.safetensors`` as well, from which ``--resume`` goes on
-    without the ``.pth``. They go when mmengine removes the full one.
-    mmengine's ``CheckpointHook`` says when. Where nothing is tuned, nothing is
-    written.
+    without the ``.pth``. They go when mmengine removes the full one for a
+    newer, and stay where somebody else has removed it. mmengine's
+    ``CheckpointHook`` says when. Where nothing is tuned, nothing is written.
 
     Args:
         save_state (bool): Whether to write the training state. Defaults to
@@ -127,6 +127,8 @@ class TunedCheckpointHook(Hook):
                 self._written[full] = Path(full).with_suffix('.safetensors')
         for full in [f for f in self._written if not Path(f).exists()]:
             tuned = self._written.pop(full)
+            if self._saved is None:
+                continue  # nothing was saved: somebody has made room
             tuned.unlink(missing_ok=True)
             state_path(tuned).unlink(missing_ok=True)
         self._saved = None

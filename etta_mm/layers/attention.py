@@ -1,8 +1,9 @@
 """Softmax attentions with tuners.
 
 Parents: mmcv's ``MultiheadAttention`` and mmpretrain's. Deviations: both go
-through ``scaled_dot_product_attention``, which never forms the attention
-weights (mmcv's parent asks for them and drops them); prefixes join between
+through ``scaled_dot_product_attention``, which does not form the attention
+weights (mmcv's parent asks for them and drops them) but where they have dropout
+on a CPU; prefixes join between
 the heads and the output projection, LoRA at the query and the value
 projection, adapters before the residual. mmcv's take this path in a tuned model
 even where they have no tuner; mmpretrain's own is fused as it is.

@@ -12,6 +12,7 @@ from typing import Iterator, Optional
 import torch
 from mmcv.cnn.bricks.transformer import FFN
 from mmdet.models.dense_heads import DETRHead
+from mmpretrain.models.backbones.revvit import RevTransformerEncoderLayer
 from mmpretrain.models.utils import SwiGLUFFN
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -64,6 +65,15 @@ def transformer_layers(model: nn.Module) -> Iterator[nn.Module]:
     return iter(dict.fromkeys(found))
 
 
+def _draws(layer: RevTransformerEncoderLayer) -> bool:
+    """Whether the layer draws random numbers in training."""
+    rates = [layer.drop_path_cfg['drop_prob']] + [
+        getattr(module, name, 0.) for module in layer.modules()
+        for name in ('p', 'attn_drop')
+    ]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
 def checkpoint_layers(model: nn.Module, number: Optional[int] = None) -> int:
     """Checkpoint the activations of transformer layers of ``model``.
 
@@ -80,7 +90,8 @@ def checkpoint_layers(model: nn.Module, number: Optional[int] = None) -> int:
         int: The number of layers.
 
     Raises:
-        ValueError: If there is none, or not as many.
+        ValueError: If there is none, or not as many, or a layer that is
+            computed again draws other random numbers (RevViT's with dropout).
     """
     layers = list(transformer_layers(model))
     if not layers:
@@ -94,6 +105,13 @@ def checkpoint_layers(model: nn.Module, number: Optional[int] = None) -> int:
             f'with_cp={number}: {type(model).__name__} has {len(layers)} '
             'transformer layers, of which 1 to all can be checkpointed; True '
             'is all of them, False none')
+    for layer in layers[:number]:
+        if isinstance(layer, RevTransformerEncoderLayer) and _draws(layer):
+            raise ValueError(
+                f'with_cp: a layer of {type(model).__name__} seeds its random '
+                'depth and dropout anew whenever it is computed, so that the '
+                'gradients would be wrong; set drop_path_rate, drop_rate and '
+                'attn_drop_rate to 0, or leave with_cp out')
     for layer in layers[:number]:
         if not isinstance(layer, Checkpointed):
             layer.__class__ = checkpointed_class(type(layer))

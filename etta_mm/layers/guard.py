@@ -20,8 +20,8 @@ def guard_loading(model: nn.Module, trained: List[str]) -> None:
 
     Allowed are: a base checkpoint (the tuners stay as they are), and a
     checkpoint of the tuned model. In modules trained in full, tensors may
-    have another shape (a head for other classes): they are passed over, with
-    one line in the log.
+    have another shape (a head for other classes) or be absent (a new head):
+    they are passed over, with a line in the log.
 
     Args:
         model (nn.Module): A tuned model.
@@ -43,8 +43,8 @@ def check_state_dict(module: nn.Module, state_dict: dict, prefix: str, *args,
     were there is noted in ``module.tuners_loaded``.
 
     Raises:
-        KeyError: If a key of the base is missing, a key belongs to nothing,
-            or only a part of the tuners is there.
+        KeyError: If a frozen tensor is missing, a key belongs to nothing, or
+            only a part of the tuners is there.
         ValueError: If a tensor of the base has another shape.
     """
     expected = module.state_dict(keep_vars=True)
@@ -58,11 +58,14 @@ def check_state_dict(module: nn.Module, state_dict: dict, prefix: str, *args,
         {key[len(prefix):] for key in keys if key.startswith(prefix)}
         for keys in (loaded, state_dict))
     # torch adds this counter itself where an old checkpoint lacks it.
-    missing = [
+    lacking = [
         key for key in expected if key not in given | original | ours
         and not key.endswith('.num_batches_tracked')
     ]
-    unexpected = sorted(given - set(expected))
+    missing = [key for key in lacking if key not in trained]
+    # Older versions of transformers saved buffers that it keeps to itself now.
+    unsaved = {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    unexpected = sorted(given - set(expected) - unsaved)
     if missing or unexpected:
         raise KeyError(_describe(module, missing, unexpected, len(expected)))
     absent = sorted(ours - given)
@@ -88,11 +91,14 @@ def check_state_dict(module: nn.Module, state_dict: dict, prefix: str, *args,
     module.tuners_loaded = bool(ours) and not absent
     for key, _, _ in shapes:
         state_dict.pop(prefix + key, None)
-    if shapes:
-        print_log(
-            'trained in full and of another shape than in the checkpoint, so '
-            'from its own start: ' + ', '.join(key for key, _, _ in shapes),
-            logger='current')
+    for reason, keys in (('of another shape than in the checkpoint',
+                          [key for key, _, _ in shapes]),
+                         ('not in the checkpoint', lacking)):
+        if keys:
+            print_log(
+                f'trained in full and {reason}, so from its own start: ' +
+                ', '.join(keys),
+                logger='current')
 
 
 def _after_hooks(module: nn.Module, state_dict: dict, prefix: str) -> dict:
@@ -131,6 +137,8 @@ def _describe(module: nn.Module, missing: List[str], unexpected: List[str],
         near = get_close_matches(missing[0], unexpected, n=1)
         if near:
             text += f'; {missing[0]} may be what it calls {near[0]}'
+    if unexpected and not missing:
+        text += '. If these are of no use here, take them out of the file'
     return text + ('. Give the checkpoint of this very architecture as '
                    'load_from; tuned-only files are loaded with load_tuned')
 

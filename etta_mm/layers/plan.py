@@ -94,9 +94,10 @@ def _plain(value):
 def trained_names(model: nn.Module, patterns: List[str]) -> List[str]:
     """Names of the modules and parameters of ``model`` that are trained in
     full: what a pattern matches, and everything below."""
-    names = [name for name, _ in model.named_modules() if name]
-    # A shared parameter has several names; all of them count.
-    names += [n for n, _ in model.named_parameters(remove_duplicate=False)]
+    # What is shared has several names; all of them count.
+    names = [n for n, _ in model.named_modules(remove_duplicate=False) if n]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    names += parameters
     trained = []
     for pattern in patterns:
         matched = [n for n in names if re.fullmatch(pattern, n)]
@@ -108,7 +109,10 @@ def trained_names(model: nn.Module, patterns: List[str]) -> List[str]:
             n for n in names if n not in trained and any(
                 f'{n}.'.startswith(f'{owner}.') for owner in matched)
         ]
-    return trained
+    ids = {id(parameters[n]) for n in trained if n in parameters}
+    return trained + [
+        n for n, p in parameters.items() if id(p) in ids and n not in trained
+    ]
 
 
 def _nearest(pattern: str, names: List[str]) -> str:
@@ -179,13 +183,22 @@ def plan_tuning(model: nn.Module, tuning: dict, trained: List[str]):
                     f'{site}={cls.__name__} matches no sublayer of '
                     f'{type(model).__name__}' +
                     (f' with where={where}' if where else '') + '; ' +
-                    (_nearest(where[0] if where else '', at_site) if at_site
-                     else f'it has none of {_supported(site)}'))
+                    (_nearest(where[0] if where else '', at_site)
+                     if at_site else _why_none(model, site)))
             own = {k: v for k, v in cfg.items() if k != 'where'}
             for name in names:
                 plan.setdefault(name, []).append(own)
     _check_where(model, tuning, list(sublayers))
     return [(sublayers[name], cfgs) for name, cfgs in plan.items()]
+
+
+def _why_none(model: nn.Module, site: str) -> str:
+    if any(
+            type(m) in TUNED_CLASSES and TUNED_CLASSES[type(m)].site == site
+            for m in model.modules()):
+        return (f'each of {_supported(site)} in it is trained in full (train), '
+                "frozen for good (frozen_stages) or part of a DETR's head")
+    return f'it has none of {_supported(site)}'
 
 
 def _check_where(model: nn.Module, tuning: dict, names: List[str]) -> None:

@@ -1,7 +1,9 @@
 """Tune a model: put the tuners where the tuning says and freeze the rest."""
 from contextlib import contextmanager
+from functools import partial
 from typing import List
 
+from mmdet.models.dense_heads import MaskFormerHead
 from mmdet.models.detectors import DETR
 from mmengine.logging import print_log
 from mmpretrain.models.backbones import RevVisionTransformer
@@ -26,9 +28,9 @@ def apply_tuning(model: nn.Module, tuning: dict) -> nn.Module:
     CPU draws its masks in a cheaper way (:mod:`etta_mm.layers.dropout`).
 
     Names and shapes of the base parameters stay as they are, so a checkpoint
-    of the base loads before and after. Initialise a model (``init_weights``)
-    before it is tuned, or let a class of :mod:`etta_mm.models` do both: the
-    hosts' initialisation would go over the tuners.
+    of the base loads before and after. ``init_weights`` of the tuned model
+    starts the tuners behind the rest, and does nothing a second time (see
+    :func:`init_tuned`).
 
     Args:
         model (nn.Module): Any module that contains FFNs or attentions of
@@ -86,17 +88,25 @@ def apply_tuning(model: nn.Module, tuning: dict) -> nn.Module:
         model.tuning = tuning
         guard_loading(model, trained)
     _use_autograd(model)
+    if hasattr(model, 'init_weights'):
+        model.init_weights = partial(init_tuned, model)
     return model
 
 
 def _drop_dead_updates(model: nn.Module) -> None:
-    """Take the LoRA from the value projection of DETR's first decoder
-    self-attention: its input is the zero content query, so it never moves."""
+    """Take the LoRA from the value projection of the first decoder
+    self-attention of DETR and MaskFormer: its input is the zero content query,
+    so it never moves."""
     for host in model.modules():
         if isinstance(host, DETR):
-            tuners = getattr(host.decoder.layers[0].self_attn, 'tuners', {})
-            if 'lora_v' in tuners:
-                del tuners['lora_v']
+            decoder = host.decoder
+        elif type(host) is MaskFormerHead:
+            decoder = host.transformer_decoder
+        else:
+            continue
+        tuners = getattr(decoder.layers[0].self_attn, 'tuners', {})
+        if 'lora_v' in tuners:
+            del tuners['lora_v']
 
 
 def _use_autograd(model: nn.Module) -> None:
@@ -128,7 +138,7 @@ def rolled_back_on_error(model: nn.Module):
                 module.training = training
                 module._modules.pop('tuners', None)
             if not was_tuned:
-                for name in ('tuning', 'tuners_loaded'):
+                for name in ('tuning', 'tuners_loaded', 'init_weights'):
                     vars(module).pop(name, None)
             for key in set(module._load_state_dict_pre_hooks) - set(hooks):
                 del module._load_state_dict_pre_hooks[key]
@@ -180,6 +190,20 @@ def disable_tuning(model: nn.Module):
     finally:
         for module, enabled in zip(sublayers, before):
             module.tuning_enabled = enabled
+
+
+def init_tuned(model: nn.Module) -> None:
+    """``init_weights`` of a tuned model: initialise it, then start the tuners,
+    over which a host's initialisation goes (a DETR draws every matrix of its
+    encoder and decoder). Not if it was initialised before, which mmengine's
+    Runner does not look at; and tuners that ``init_cfg`` has just loaded stay.
+    """
+    if getattr(model, 'is_init', False):
+        return
+    model.tuners_loaded = False
+    type(model).init_weights(model)
+    if not model.tuners_loaded:
+        start_tuners(model)
 
 
 def start_tuners(model: nn.Module) -> None:

@@ -3,7 +3,7 @@ import copy
 from typing import Optional, Union
 
 from ..layers import (apply_tuning, checkpoint_layers, fold_frozen_norms,
-                      match_batches, start_tuners)
+                      match_batches)
 
 
 class TunedHost:
@@ -17,9 +17,7 @@ class TunedHost:
 
     Deviations from every host: it takes ``tuning``, ``fold_norms``,
     ``channels_last``, ``batch_matching`` and ``with_cp``; its config is copied
-    before the host, which may write into it, sees it; after the host's
-    ``init_weights``, which initialises whatever lies below it, the tuners start
-    over.
+    before the host, which may write into it, sees it.
 
     Args:
         tuning (dict, optional): See :func:`etta_mm.apply_tuning`. Defaults to
@@ -62,12 +60,3 @@ class TunedHost:
         mmpretrain forget."""
         super().train(mode)
         return self
-
-    def init_weights(self) -> None:
-        """Initialise the host, then start the tuners: not if this was done
-        before, nor if ``init_cfg`` has just loaded some."""
-        was_init = getattr(self, 'is_init', False)
-        self.tuners_loaded = False
-        super().init_weights()
-        if not (was_init or self.tuners_loaded):
-            start_tuners(self)

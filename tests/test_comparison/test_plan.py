@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from fakes import TWO, write_plan
+from fakes import TWO, make_checkout, write_plan
 from mmengine.config import Config, DictAction
 
 from etta_mm.comparison import Run, read_plan, resolve
@@ -163,3 +163,14 @@ def test_the_prefixes_train_the_budgets_that_their_plan_names():
     for method in ('standard prefix', 'scaled prefix'):
         for budget, wanted in enumerate((1, 2, 7, 10)):
             assert abs(trained[method, budget] - wanted) < 0.05
+
+
+def test_the_folder_of_the_checkout_is_no_setting(tmp_path):
+    hashes = set()
+    for name in ('a', 'müller'):
+        root = make_checkout(tmp_path / name)
+        options = {'train_dataloader.root': str(root / 'data')}
+        plan = read_plan(write_plan(root, options=options), root)
+        run = Run(plan.points[0], 1e-3, 0)
+        hashes.add(resolve(plan, run, root).hash)
+    assert len(hashes) == 1

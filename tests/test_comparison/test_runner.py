@@ -216,6 +216,40 @@ def test_a_training_without_its_last_validation_is_done_once_more(root):
     assert rows[0]['validation'][-1] == [2, 80.]
 
 
+def test_a_training_killed_in_its_only_validation_is_done_once_more(root):
+    methods, seeds = TWO[1:], [0]
+    compare(root, methods=methods, seeds=seeds)
+    record = next((root / 'work').glob('*/run.json'))
+    log = next(record.parent.glob('train/*/vis_data/scalars.json'))
+    log.write_text(''.join(line for line in log.read_text().splitlines(True)
+                           if 'accuracy' not in line))
+    row = json.loads(record.read_text())
+    record.write_text(json.dumps(dict(row, trained=False, status='running')))
+    (root / 'out/results.json').unlink()
+    calls(root)
+    # Resumed at its end, mmengine's loop validates no more.
+    train = root / 'tools/train.py'
+    text = train.read_text()
+    train.write_text(text.replace(
+        "print(json.dumps({'accuracy",
+        "'--resume' in sys.argv or print(json.dumps({'accuracy"))
+    failed, rows = compare(root, methods=methods, seeds=seeds)
+    train.write_text(text)
+    assert failed == 0 and rows[0]['val_value'] == 80.
+    assert calls(root) == [
+        'train 0.001 0 --resume', 'train 0.001 0', 'test 0.001 0'
+    ]
+
+
+def test_results_of_other_settings_are_kept_beside_the_runs(root, capsys):
+    _, before = compare(root, methods=TWO[1:], seeds=[0])
+    compare(root, methods=TWO[1:], seeds=[1])
+    kept = json.loads((root / 'work/replaced_results.json').read_text())
+    assert kept['rows'] == before
+    assert '1 runs of results.json are not of this plan' in (
+        capsys.readouterr().out)
+
+
 def test_runs_share_the_machine(root):
     core = sorted(os.sched_getaffinity(0))[:1]
     slots = [Slot(tuple(core), None, 'CPU')] * 2

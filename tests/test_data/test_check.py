@@ -364,3 +364,16 @@ def test_a_folder_is_made_and_left_empty(tmp_path):
 def test_checkpoints_on_other_machines_are_left_alone():
     for path in ('https://host/a.pth', 'torchvision://resnet50'):
         check_file(path, 'The checkpoint', '')
+
+
+def test_a_list_without_folders_is_seen_from_the_working_folder(
+        folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('a.jpg').touch(), Path('list.txt').write_text('a.jpg 0\n')
+    dataset = dict(
+        type='mmpretrain.CustomDataset', ann_file='list.txt',
+        metainfo=folders['metainfo'])
+    check_dataset(dataset)
+    Path('a.jpg').unlink()
+    with pytest.raises(FileNotFoundError, match='1 of the 1 images'):
+        check_dataset(dataset)

@@ -171,3 +171,24 @@ def test_a_wrong_argument_is_named_before_anything_is_written(tmp_path, wrong):
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         make_glyphs(**{**given, **wrong})
     assert not (tmp_path / 'glyphs').exists()
+
+
+def test_what_is_read_meanwhile_is_never_missing(tmp_path, monkeypatch):
+    """A file makes way for the new one alone, and a failure for none."""
+    folder = make_glyphs(tmp_path, 'detection', 'printed', 'val', 3,
+                         num_workers=1)
+    before = _digest(tmp_path)
+    monkeypatch.setattr(Image.Image, 'save', _fail)
+    with pytest.raises(OSError, match='full'):
+        make_glyphs(tmp_path, 'detection', 'printed', 'val', 2, num_workers=1)
+    assert _digest(tmp_path) == before
+    monkeypatch.undo()
+    make_glyphs(tmp_path, 'detection', 'printed', 'val', 2, num_workers=1)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        '000000.jpg', '000001.jpg'
+    ]
+
+
+def _fail(self, path, **kwargs):
+    path.touch()
+    raise OSError('the disk is full')

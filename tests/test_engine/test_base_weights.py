@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mmcv.cnn.bricks.transformer import FFN
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader, load_checkpoint
@@ -18,8 +19,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from etta_mm import apply_tuning
-from etta_mm.engine import save_base
+from etta_mm.engine import base_weights, save_base
 from etta_mm.engine.base_weights import allow_pickle
+from etta_mm.engine.convert import build_model
 
 DIMS = 4
 
@@ -348,3 +350,13 @@ def test_a_safetensors_base_that_is_cut_short_is_an_error(tmp_path):
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ValueError, match='base.safetensors.*intact'):
         CheckpointLoader.load_checkpoint(str(path))
+
+
+def test_a_config_that_allows_pickles_does_so_for_the_tools_too():
+    allow_pickle(False)
+    cfg = Config(dict(model=dict(type=Tiny), default_scope='mmengine'))
+    build_model(cfg)
+    assert not base_weights._is_allowed()
+    cfg.allow_pickle = True
+    build_model(cfg)
+    assert base_weights._is_allowed()

@@ -11,7 +11,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
@@ -303,3 +303,53 @@ def test_a_wrong_load_from_stops_before_the_training(tmp_path):
     with pytest.raises(KeyError, match='no checkpoint of the base'):
         run.train()
     assert not names(tmp_path / 'run', '.pth')
+
+
+class RemoveByHand(Hook):
+    """Somebody makes room while the third epoch is trained."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.epoch == 2 and batch_idx == 0:
+            (Path(runner.work_dir) / 'epoch_1.pth').unlink()
+
+
+def test_the_tuned_files_of_a_checkpoint_that_somebody_removes_stay(tmp_path):
+    training = runner(tmp_path)
+    training.register_hook(RemoveByHand())
+    training.train()
+    assert names(tmp_path, '.pth') == ['epoch_2', 'epoch_3']
+    assert names(tmp_path, '.safetensors') == ['epoch_1', 'epoch_2', 'epoch_3']
+
+
+def test_a_flexible_runner_counts_no_epoch_twice_behind_a_validation(tmp_path):
+    """It saves the newest once more with what is best by now."""
+    data = dict(
+        batch_size=4,
+        dataset=Data(),
+        sampler=dict(type='DefaultSampler', shuffle=False))
+    FlexibleRunner(
+        model=apply_tuning(tiny(), TUNING),
+        work_dir=str(tmp_path),
+        strategy=dict(type='SingleDeviceStrategy'),
+        train_dataloader=copy.copy(data),
+        train_cfg=dict(by_epoch=True, max_epochs=3, val_interval=1),
+        optim_wrapper=dict(
+            type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1)),
+        val_dataloader=copy.copy(data),
+        val_cfg=dict(),
+        val_evaluator=[Told()],
+        default_hooks=dict(
+            checkpoint=dict(
+                type='AtomicCheckpointHook', interval=1, save_best='first',
+                rule='greater')),
+        custom_hooks=[dict(type='TunedCheckpointHook')],
+        randomness=dict(seed=0),
+        default_scope='mmengine',
+        experiment_name=f'{tmp_path.name}-{next(COUNT)}').train()
+    for path in tmp_path.glob('*.pth'):
+        epoch = int(path.stem.split('_')[-1])
+        meta = torch.load(path, weights_only=False)['meta']
+        assert (meta['epoch'], meta['iter']) == (epoch, 2 * epoch), path.name
+    assert names(tmp_path, '.pth') == [
+        'best_first_epoch_2', 'epoch_1', 'epoch_2', 'epoch_3'
+    ]

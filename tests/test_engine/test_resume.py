@@ -9,17 +9,17 @@ import resource
 import signal
 import stat
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.registry import DefaultScope
+from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import find_latest_checkpoint, load_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from trainer import base as save_the_base
-from trainer import NoisyData, config, train
+from trainer import NoisyData, Stopped, config, train
 
 from etta_mm import load_tuned
 from etta_mm.engine import read_metadata
@@ -479,3 +479,57 @@ class Full:
         if name == 'after_train_epoch':
             self.fill()
         return self.call(name, **kwargs)
+
+
+class Seen(Hook):
+    """Note the items of each batch, and stop where the test says."""
+
+    def __init__(self, stop_at=None):
+        self.items, self.rates, self.stop_at = [], [], stop_at
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, **kwargs):
+        self.items += [int(round(float(x[0]))) for x in data_batch['inputs']]
+        self.rates.append(runner.optim_wrapper.get_lr()['lr'][0])
+        if runner.iter + 1 == self.stop_at:
+            raise Stopped
+
+
+@DATASETS.register_module()
+class NumberedData(NoisyData):
+    """Vectors that say which they are."""
+
+    def __getitem__(self, index):
+        return dict(super().__getitem__(index),
+                    inputs=torch.full((4, ), float(index)))
+
+
+@pytest.mark.parametrize('stop_at', [2, 4, 6])
+def test_a_training_by_epochs_goes_on_within_an_epoch(base, tmp_path, stop_at):
+    """Each epoch sees each item once, though it was saved amid its batches."""
+    loader = config(tmp_path, base, 2).train_dataloader
+    loader.dataset.type = 'NumberedData'
+    changes = dict(
+        train_dataloader=loader,
+        val_dataloader=None, val_cfg=None, val_evaluator=None,
+        param_scheduler=[dict(type='LinearLR', by_epoch=False, start_factor=1.,
+                              end_factor=0.1, begin=0, end=8)],
+        default_hooks=dict(
+            checkpoint=dict(
+                type='CheckpointHook', by_epoch=False, interval=2)))
+    seen = []
+    for end, resume in ((stop_at, False), (None, True)):
+        if resume:
+            changes.update(
+                resume=True,
+                load_from=str(tmp_path / 'run' / f'iter_{stop_at}.pth'))
+        runner = build_runner(config(tmp_path / 'run', base, 2, **changes))
+        seen.append(Seen(end))
+        runner.register_hook(seen[-1], priority='LOWEST')
+        with suppress(Stopped):
+            runner.train()
+    items = seen[0].items + seen[1].items
+    assert sorted(items[:11]) == sorted(items[11:]) == list(range(11))
+    rates = seen[0].rates + seen[1].rates
+    assert rates == pytest.approx(
+        [0.05 * (1 - 0.9 * min(step, 7) / 7) for step in range(1, 9)])
+    assert runner.epoch == 2 and runner.iter == 8

@@ -7,6 +7,7 @@ import torch
 from hosts import HOSTS, loss, output
 from mmdet.registry import MODELS as MMDET
 from mmengine.registry import DefaultScope
+from mmpretrain.models.backbones import RevVisionTransformer
 from mmpretrain.registry import MODELS as MMPRETRAIN
 from torch import nn
 from torch.testing import assert_close
@@ -161,3 +162,25 @@ def test_a_number_of_layers_that_there_is_not_is_an_error(number):
 def test_a_model_without_transformer_layers_is_an_error():
     with pytest.raises(ValueError, match='with_cp=True would save nothing'):
         checkpoint_layers(nn.Sequential(nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize('rate', ['drop_rate', 'drop_path_rate', 'attn'])
+def test_a_layer_that_seeds_its_own_dropout_is_refused(rate):
+    """RevViT's: its second forward pass would have other masks."""
+
+    def model(value):
+        return RevVisionTransformer(
+            arch=dict(
+                embed_dims=16,
+                num_layers=2,
+                num_heads=2,
+                feedforward_channels=32),
+            img_size=32,
+            **{rate: value} if rate != 'attn' else dict(
+                layer_cfgs=dict(attn_drop_rate=value)))
+
+    assert checkpoint_layers(model(0.)) == 2
+    refused = model(0.5)
+    with pytest.raises(ValueError, match='set drop_path_rate'):
+        checkpoint_layers(refused)
+    assert not any(isinstance(m, Checkpointed) for m in refused.modules())

@@ -290,3 +290,24 @@ def test_a_tuning_is_enabled_again_after_an_error(model):
     layers = [m for m in model.modules() if isinstance(m, ETFFN)]
     assert layers and all(m.tuning_enabled for m in layers)
     assert torch.is_grad_enabled()
+
+
+def test_sublayers_that_are_all_trained_or_frozen_are_not_denied():
+    from mmcv.cnn.bricks.transformer import FFN
+    model = nn.ModuleDict(dict(encoder=FFN(4, 8)))
+    with pytest.raises(ValueError, match='mmcv.FFN.* is trained in full'):
+        apply_tuning(model, dict(ffn=ADAPTER, train=['encoder']))
+
+
+def test_a_shared_module_is_trained_by_any_of_its_names():
+    from mmcv.cnn.bricks.transformer import FFN
+    shared = nn.Linear(4, 2)
+    for name in ('0', '1'):
+        model = nn.ModuleDict(
+            dict(ffn=FFN(4, 8), branches=nn.ModuleList([shared, shared])))
+        apply_tuning(model, dict(ffn=ADAPTER, train=[f'branches.{name}']))
+        assert all(p.requires_grad for p in shared.parameters())
+        other = dict(model.state_dict())  # for another number of classes
+        for i in '01':
+            other[f'branches.{i}.weight'] = torch.zeros(7, 4)
+        model.load_state_dict(other, strict=False)

@@ -3,8 +3,9 @@ import copy
 
 import pytest
 import torch
-from hosts import classifier_config, randomise, vit_config
+from hosts import HOSTS, classifier_config, randomise, vit_config
 from mmdet.models import SwinTransformer
+from mmdet.models.dense_heads import MaskFormerHead
 from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import load_state_dict
 from mmpretrain.models.backbones import (RevVisionTransformer,
@@ -150,6 +151,78 @@ def test_a_second_initialisation_leaves_the_tuners_as_they_are():
     randomise(model)
     before = copy.deepcopy(model.state_dict())
     model.init_weights()  # mmengine's Runner does, whatever was done before
+    assert model.is_init
     for key, value in model.state_dict().items():
         if '.tuners.' in key or '.ffn.' in key:
             assert_close(value, before[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name', ['detr', 'deformable'])
+@pytest.mark.parametrize('by_hand', [False, True])
+def test_a_second_initialisation_leaves_a_detr_as_it_is(name, by_hand):
+    """A DETR draws every matrix of its encoder and decoder."""
+    if by_hand:
+        model = HOSTS[name].build(None)
+        model.init_weights()
+        apply_tuning(model, TUNING)
+    else:
+        model = HOSTS[name].build(copy.deepcopy(TUNING))
+        model.init_weights()
+    randomise(model)
+    model = copy.deepcopy(model)  # an average's copy behaves alike
+    before = copy.deepcopy(model.state_dict())
+    model.init_weights()
+    assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+
+
+def test_a_model_tuned_before_its_initialisation_starts_as_the_base():
+    model = apply_tuning(HOSTS['detr'].build(None), TUNING)
+    model.init_weights()
+    assert len(tuners(model)) == 4
+    for tuner in tuners(model).values():
+        assert tuner.up.weight.eq(0).all() and not tuner.down.weight.eq(0).any()
+
+
+def test_a_buffer_that_is_not_saved_any_more_is_no_stranger():
+    model = apply_tuning(classifier(), dict(TUNING, train=['head']))
+    state = model.state_dict()
+    model.backbone.register_buffer(
+        'position_ids', torch.arange(3), persistent=False)
+    state['backbone.position_ids'] = torch.arange(3)
+    load_state_dict(model, state)
+    state['backbone.position_idx'] = state.pop('backbone.position_ids')
+    with pytest.raises(KeyError, match='position_idx.*take them out'):
+        load_state_dict(model, state)
+
+
+def test_what_is_trained_in_full_may_be_absent_and_what_is_frozen_not():
+    model = apply_tuning(classifier(), dict(TUNING, train=['head']))
+    randomise(model)
+    start = model.head.layers.head.weight.clone()
+    other = classifier()
+    state = {k: v for k, v in other.state_dict().items()
+             if not k.startswith('head.')}
+    load_state_dict(model, state)
+    assert_close(model.backbone.cls_token, other.backbone.cls_token)
+    assert_close(model.head.layers.head.weight, start, rtol=0, atol=0)
+    del state['backbone.cls_token']
+    with pytest.raises(KeyError, match='1 are missing .backbone.cls_token'):
+        load_state_dict(model, state)
+
+
+# ------------------------------------------------------------------ MaskFormer
+def test_maskformers_first_decoder_attention_gets_no_dead_lora():
+    """Its queries start at zero, so its values learn nothing."""
+
+    class Host(nn.Module):  # what the head is made of, without its losses
+
+        def __init__(self):
+            super().__init__()
+            self.head = MaskFormerHead.__new__(MaskFormerHead)
+            nn.Module.__init__(self.head)
+            self.head.transformer_decoder = HOSTS['detr'].build(None).decoder
+
+    model = apply_tuning(Host(), dict(attn=dict(type='LoRA', rank=2)))
+    first = model.head.transformer_decoder.layers[0]
+    assert set(first.self_attn.tuners) == {'lora_q'}
+    assert set(first.cross_attn.tuners) == {'lora_q', 'lora_v'}

@@ -2,6 +2,8 @@
 import pytest
 from runs import ROOT, load_tool
 
+from etta_mm.comparison import read_rows, write_rows
+
 PLAN = str(ROOT / 'configs/comparison/vit_split.py')
 
 
@@ -27,3 +29,16 @@ def test_known_rates_leave_final_runs_alone(capsys, tmp_path):
 def test_rates_that_cannot_be_read_are_an_error(capsys, args, message):
     with pytest.raises(SystemExit, match=message):
         outline(capsys, *args)
+
+
+def test_a_report_says_how_to_make_it_again(tmp_path):
+    out = str(tmp_path / 'out')
+    args = [PLAN, '--rates', '--out', out]
+    rows = read_rows(ROOT / 'docs/evidence/vit_split/results.json')
+    write_rows(tmp_path / 'out/results.json',
+               [row for row in rows if row['role'] == 'final'])
+    assert load_tool('compare').main([*args, '--report-only']) == 0
+    text = (tmp_path / 'out/README.md').read_text()
+    assert 'Learning rates' not in text
+    assert (f'\npython tools/compare.py configs/comparison/vit_split.py '
+            f'--rates --out {out}\n') in text
