@@ -18,6 +18,7 @@ from mmengine.hub import get_config
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
+from mmpretrain.models.backbones import RevVisionTransformer
 from mmpretrain.registry import MODELS as MMPRETRAIN
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
@@ -270,6 +271,18 @@ def _classifier(**backbone) -> Callable:
 
 
 # ------------------------------------------- mmcv's layers, built by config
+def rev_vit(**kwargs) -> nn.Module:
+    """A tiny reversible vision transformer."""
+    return RevVisionTransformer(
+        arch=dict(
+            embed_dims=16,
+            num_layers=2,
+            num_heads=2,
+            feedforward_channels=32),
+        img_size=32,
+        **kwargs)
+
+
 class LayerModel(BaseModule):
     """mmcv's ``BaseTransformerLayer`` twice: an encoder layer with deformable
     attention, and a decoder layer; behind them a linear head."""

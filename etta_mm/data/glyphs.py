@@ -211,7 +211,7 @@ def _write_image(folder: Path, task: str, domain: str, split: str, side: int,
 @contextmanager
 def _replaced(path: Path) -> Iterator[Path]:
     """Where to write what takes the place of ``path``, all at once: a training
-    may be reading it."""
+    may be reading it. Not synced, unlike a checkpoint: it can be made again."""
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         yield part

@@ -4,10 +4,9 @@ import pickle
 
 import pytest
 import torch
-from hosts import HOSTS, loss, output
+from hosts import HOSTS, loss, output, rev_vit
 from mmdet.registry import MODELS as MMDET
 from mmengine.registry import DefaultScope
-from mmpretrain.models.backbones import RevVisionTransformer
 from mmpretrain.registry import MODELS as MMPRETRAIN
 from torch import nn
 from torch.testing import assert_close
@@ -169,15 +168,8 @@ def test_a_layer_that_seeds_its_own_dropout_is_refused(rate):
     """RevViT's: its second forward pass would have other masks."""
 
     def model(value):
-        return RevVisionTransformer(
-            arch=dict(
-                embed_dims=16,
-                num_layers=2,
-                num_heads=2,
-                feedforward_channels=32),
-            img_size=32,
-            **{rate: value} if rate != 'attn' else dict(
-                layer_cfgs=dict(attn_drop_rate=value)))
+        return rev_vit(**{rate: value} if rate != 'attn' else dict(
+            layer_cfgs=dict(attn_drop_rate=value)))
 
     assert checkpoint_layers(model(0.)) == 2
     refused = model(0.5)

@@ -3,13 +3,12 @@ import copy
 
 import pytest
 import torch
-from hosts import HOSTS, classifier_config, randomise, vit_config
+from hosts import HOSTS, classifier_config, randomise, rev_vit, vit_config
 from mmdet.models import SwinTransformer
 from mmdet.models.dense_heads import MaskFormerHead
 from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import load_state_dict
-from mmpretrain.models.backbones import (RevVisionTransformer,
-                                         SwinTransformerV2)
+from mmpretrain.models.backbones import SwinTransformerV2
 from mmpretrain.registry import MODELS
 from torch import nn
 from torch.testing import assert_close
@@ -69,14 +68,7 @@ def test_no_tuner_stands_where_train_would_freeze_it():
 
 # ------------------------------------------------------- a backward pass of its own
 def test_tuners_of_a_reversible_transformer_learn():
-    model = RevVisionTransformer(
-        arch=dict(
-            embed_dims=16,
-            num_layers=2,
-            num_heads=2,
-            feedforward_channels=32),
-        img_size=32,
-        patch_size=16)
+    model = rev_vit(patch_size=16)
     apply_tuning(model, TUNING)
     randomise(model)
     model.train()
