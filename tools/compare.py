@@ -33,6 +33,11 @@ def parse_args(argv=None):
         type=int,
         help='runs at once; by default one per GPU, or 1 without a GPU')
     parser.add_argument(
+        '--fork',
+        action='store_true',
+        help='fork the runs from a process that has the imports done, which '
+        'takes seconds and some of the memory off each; on a CPU')
+    parser.add_argument(
         '--quick',
         action='store_true',
         help="run what the plan's quick section names, under a name of its "
@@ -74,7 +79,7 @@ def main(argv=None) -> int:
             return 0
         comparison = Comparison(
             plan, ROOT, args.work_dir or f'work_dirs/compare/{plan.name}', out)
-        slots = find_slots(args.jobs)
+        slots = find_slots(args.jobs, args.fork)
     if args.dry_run:
         print('\n'.join(comparison.outline()))
         return 0

@@ -18,6 +18,8 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--jobs', type=int, default=2, help='runs at once')
     parser.add_argument(
+        '--fork', action='store_true', help='as in tools/compare.py')
+    parser.add_argument(
         '--each',
         type=int,
         default=1,
@@ -30,7 +32,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     with exit_on_user_error(__file__):
-        slots = find_slots(args.jobs)
+        slots = find_slots(args.jobs, args.fork)
     command = shlex.join(
         ['python', 'tools/replay_time.py', *(sys.argv[1:] if argv is None else argv)])
     out = ROOT / args.out

@@ -1,16 +1,14 @@
 """One run: a training by tools/train.py, then a test by tools/test.py."""
 import json
 import os
-import re
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Optional
 
 from ..engine import build_on_meta, count_parameters
 from ..engine.atomic import write_atomically
+from .process import start
 from .results import measure, tested
 from .settings import Settings
 from .slots import Slot
@@ -54,19 +52,17 @@ class Execution:
 
     def poll(self) -> Optional[dict]:
         """The row if the run has ended, in whatever way, else None."""
-        pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
-        if pid == 0:
-            self.resident = _resident_bytes(self.process.pid) or self.resident
+        code = self.process.poll()
+        if code is None:
             return None
-        self.process.returncode = os.waitstatus_to_exitcode(status)
-        if self.process.returncode != 0:
-            return self._end(self._last_line())
+        if code != 0:
+            return self._end(self._last_line(code))
         try:
             if self.row['trained']:
                 self.row['value'] = tested(self.folder / 'test',
                                            self.row['metric'])
                 return self._end()
-            if not self._measure(usage):
+            if not self._measure():
                 return None
         except ValueError as error:
             return self._end(str(error))
@@ -78,7 +74,6 @@ class Execution:
     def kill(self) -> None:
         """End the process at once; the run can go on another time."""
         self.process.kill()
-        self.process.wait()
 
     def _start_training(self) -> None:
         self.resumed = self._checkpoint() is not None
@@ -94,18 +89,10 @@ class Execution:
                     self.folder / 'test')
 
     def _start(self, tool: str, *args) -> None:
-        command = [sys.executable, self.root / 'tools' / tool, *args]
-        self.resident = 0
-        with open(self.folder / 'output.log', 'ab') as log:
-            self.process = subprocess.Popen([str(word) for word in command],
-                                            cwd=self.root,
-                                            env=self.slot.environment(),
-                                            stdin=subprocess.DEVNULL,
-                                            stdout=log,
-                                            stderr=subprocess.STDOUT,
-                                            preexec_fn=self.slot.enter)
+        self.process = start(self.root / 'tools' / tool, args, self.root,
+                             self.folder / 'output.log', self.slot)
 
-    def _measure(self, usage) -> bool:
+    def _measure(self) -> bool:
         """Take the figures of the training that has just ended.
 
         Returns:
@@ -113,10 +100,7 @@ class Execution:
             between its last checkpoint and its last validation.
         """
         cfg, row = self.settings.cfg, self.row
-        # Kilobytes on Linux, bytes on macOS. On Linux it has in it what this
-        # process held at the fork, so that what was seen of the run is better.
-        reported = usage.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
-        figures = dict(peak_memory_bytes=max(self.resident or reported,
+        figures = dict(peak_memory_bytes=max(self.process.peak_memory_bytes,
                                              row['peak_memory_bytes'] or 0))
         last = cfg.train_cfg.get('max_epochs') or cfg.train_cfg.get('max_iters')
         try:
@@ -156,12 +140,11 @@ class Execution:
         self._save()
         return self.row
 
-    def _last_line(self) -> str:
+    def _last_line(self, code: int) -> str:
         with open(self.folder / 'output.log', 'rb') as log:
             log.seek(max(log.seek(0, os.SEEK_END) - 10000, 0))
             lines = log.read().decode(errors='replace').split('\n')
         lines = [line.strip() for line in lines if line.strip()]
-        code = self.process.returncode
         text = lines[-1] if lines else 'nothing was printed'
         text = text.replace(f'{self.root}/', '')
         return text if code > 0 else f'ended by signal {-code}; last: {text}'
@@ -169,16 +152,6 @@ class Execution:
     def _save(self) -> None:
         write_atomically(self.folder / RECORD,
                          json.dumps(self.row, indent=1).encode())
-
-
-def _resident_bytes(pid: int) -> int:
-    """The highest resident memory of a process so far, 0 if not known."""
-    try:
-        text = Path(f'/proc/{pid}/status').read_text()
-    except OSError:
-        return 0
-    found = re.search(r'VmHWM:\s+(\d+) kB', text)
-    return int(found[1]) * 1024 if found else 0
 
 
 def _lost_time(row: dict, folder: Path) -> float:

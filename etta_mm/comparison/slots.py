@@ -19,10 +19,13 @@ class Slot:
         cores (tuple[int]): The CPU cores that it may use.
         gpu (str, optional): Its CUDA_VISIBLE_DEVICES; None for a CPU run.
         device (str): In words, for the results.
+        fork (bool): Whether runs are forked from a process that has the
+            imports done.
     """
     cores: tuple
     gpu: Optional[str]
     device: str
+    fork: bool = False
 
     def environment(self) -> dict:
         """The variables of a process that runs here."""
@@ -42,7 +45,7 @@ class Slot:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def find_slots(jobs: Optional[int] = None) -> List[Slot]:
+def find_slots(jobs: Optional[int] = None, fork: bool = False) -> List[Slot]:
     """Divide the machine among ``jobs`` runs.
 
     More runs than GPUs share these in turn, which small models leave room
@@ -52,9 +55,11 @@ def find_slots(jobs: Optional[int] = None) -> List[Slot]:
     Args:
         jobs (int, optional): How many at once. Defaults to one per GPU, or to
             1 where there is none.
+        fork (bool): Of the slots; for a CPU.
 
     Raises:
-        ValueError: If there is neither a GPU nor a core for each of them.
+        ValueError: If there is neither a GPU nor a core for each of them, or
+            if they are to be forked and there is a GPU.
     """
     gpus = torch.cuda.device_count()
     cores = (
@@ -65,6 +70,10 @@ def find_slots(jobs: Optional[int] = None) -> List[Slot]:
     if not 1 <= jobs <= room:
         raise ValueError(f'--jobs {jobs}: this machine has room for 1 to '
                          f'{room} ({gpus} GPUs, {len(cores)} CPU cores)')
+    if fork and gpus:
+        raise ValueError('--fork is for runs on a CPU, and this machine has '
+                         f'{gpus} GPUs; leave it out, or hide them with '
+                         'CUDA_VISIBLE_DEVICES=')
     visible = os.environ.get('CUDA_VISIBLE_DEVICES', '')
     visible = visible.split(',') if visible else [str(i) for i in range(gpus)]
     share = max(len(cores) // jobs, 1)
@@ -80,6 +89,7 @@ def find_slots(jobs: Optional[int] = None) -> List[Slot]:
             slots.append(Slot(own, visible[gpu], name))
         else:
             threads = Slot(own, None, '').environment()['OMP_NUM_THREADS']
-            plural = '' if threads == '1' else 's'
-            slots.append(Slot(own, None, f'CPU, {threads} thread{plural}'))
+            name = f'CPU, {threads} thread' + 's' * (threads != '1')
+            # Memory of the libraries that a fork shares is not all its own.
+            slots.append(Slot(own, None, name + ', forked' * fork, fork))
     return slots

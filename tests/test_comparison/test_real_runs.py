@@ -1,4 +1,4 @@
-"""The tools themselves: a tiny ET-ViT, killed in training and gone on with."""
+"""The tools themselves: a tiny ET-ViT, killed in training and gone on with in forks."""
 import json
 import os
 import signal
@@ -95,7 +95,7 @@ def test_a_killed_comparison_goes_on_to_table_and_figures(tmp_path):
 
     plan = read_plan(plan_file, ROOT)
     comparison = Comparison(plan, ROOT, work_dir, out)
-    assert comparison.run(find_slots(1)) == 0
+    assert comparison.run(find_slots(1, fork=True)) == 0
     row, = read_rows(out / 'results.json')
     log = next(work_dir.glob('*/output.log')).read_text()
     assert 'resumed epoch: ' in log

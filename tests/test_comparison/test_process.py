@@ -1,0 +1,135 @@
+"""A tool's process, new or forked: the same but for the imports."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from etta_mm.comparison import Slot, find_slots
+from etta_mm.comparison.process import start
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT = 120  # seconds; a fork server has its imports to do first
+REPORT = '''
+import helper, os, sys, torch
+print(__name__, sys.argv[1:], os.getcwd(), sorted(os.sched_getaffinity(0)),
+      torch.get_num_threads(), os.environ['OMP_NUM_THREADS'],
+      repr(sys.stdin.read()), 'mmdet' in sys.modules)
+print('to stderr', file=sys.stderr)
+'''
+
+
+@pytest.fixture(params=[False, True], ids=['new', 'forked'])
+def slot(request) -> Slot:
+    core = sorted(os.sched_getaffinity(0))[-1]
+    return Slot((core, ), None, 'CPU', request.param)
+
+
+def run(folder: Path, slot: Slot, text: str, *args):
+    """Write a tool, run it to its end; returns (process, status, its log)."""
+    (folder / 'tools').mkdir(exist_ok=True)
+    (folder / 'tools/helper.py').touch()  # a neighbour that it imports
+    tool = folder / 'tools/tool.py'
+    tool.write_text(text)
+    process = start(tool, args, folder, folder / 'log', slot)
+    return process, wait(process), (folder / 'log').read_text()
+
+
+def wait(process) -> int:
+    end = time.time() + TIMEOUT
+    while (status := process.poll()) is None:
+        assert time.time() < end, 'it does not end'
+        time.sleep(0.01)
+    return status
+
+
+def test_it_is_what_a_command_line_starts(tmp_path, slot, monkeypatch):
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    (tmp_path / 'log').write_text('before\n')
+    _, status, log = run(tmp_path, slot, REPORT, 'a b', 3)
+    assert status == 0
+    first, *rest = log.splitlines()
+    assert first == 'before' and sorted(rest) == sorted([
+        f"__main__ ['a b', '3'] {tmp_path} {list(slot.cores)} 1 1 '' "
+        f'{slot.fork}', 'to stderr'
+    ])
+
+
+@pytest.mark.parametrize('text, status, last', [
+    ('import sys; sys.exit(3)', 3, 'before'),
+    ('import sys; sys.exit("tool.py: error: no")', 1, 'tool.py: error: no'),
+    ('raise KeyError("x")', 1, "KeyError: 'x'"),
+    ('import os; os.kill(os.getpid(), 9)', -signal.SIGKILL, 'before'),
+    ('import os; os.kill(os.getpid(), 15)', -signal.SIGTERM, 'before'),
+])
+def test_its_end_is_told(tmp_path, slot, text, status, last):
+    found = run(tmp_path, slot, 'print("before", flush=True)\n' + text)
+    assert found[1] == status
+    assert found[2].splitlines()[-1] == last
+
+
+def test_its_peak_is_its_own(tmp_path, slot):
+    hold = 'import time; x = b"1" * {}; time.sleep(0.5)'
+    few, _, _ = run(tmp_path, slot, hold.format(1))
+    many, _, _ = run(tmp_path, slot, hold.format(300_000_000))
+    more = many.peak_memory_bytes - few.peak_memory_bytes
+    assert 2.5e8 < more < 3.5e8
+
+
+def test_it_is_killed(tmp_path, slot):
+    (tmp_path / 'tool.py').write_text('import time; time.sleep(100)')
+    process = start(tmp_path / 'tool.py', [], tmp_path, tmp_path / 'log', slot)
+    process.kill()
+    assert process.poll() == -signal.SIGKILL
+
+
+def test_it_ends_with_who_started_it(tmp_path, slot):
+    (tmp_path / 'tool.py').write_text(
+        'import os, time\nopen("pid.part", "w").write(str(os.getpid()))\n'
+        'os.rename("pid.part", "pid")\ntime.sleep(1000)')
+    script = tmp_path / 'parent.py'
+    script.write_text(f'''
+import time
+from pathlib import Path
+from etta_mm.comparison import Slot
+from etta_mm.comparison.process import start
+if __name__ == '__main__':
+    here = Path({str(tmp_path)!r})
+    start(here / 'tool.py', [], here, here / 'log', {slot!r})
+    time.sleep(100)
+''')
+    parent = subprocess.Popen([sys.executable, str(script)], cwd=ROOT)
+    try:
+        until(lambda: (tmp_path / 'pid').exists())
+        tool = psutil.Process(int((tmp_path / 'pid').read_text()))
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    try:
+        tool.wait(TIMEOUT)
+    except psutil.TimeoutExpired:
+        tool.kill()
+        raise
+
+
+def until(condition) -> None:
+    end = time.time() + TIMEOUT
+    while not condition():
+        assert time.time() < end, 'it did not happen'
+        time.sleep(0.02)
+
+
+def test_slots_are_forked_on_a_cpu_alone(monkeypatch):
+    slot, = find_slots(1, fork=True)
+    assert slot.fork and slot.device.endswith(', forked')
+    assert replace(slot, fork=False, device='') == replace(
+        find_slots(1)[0], device='')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    with pytest.raises(ValueError, match='--fork is for runs on a CPU'):
+        find_slots(1, fork=True)
