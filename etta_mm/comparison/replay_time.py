@@ -1,7 +1,8 @@
 """How long all comparisons take on this machine, by a sample of their runs.
 
-The runs of the evidence were made on machines that did other things as well;
-their wall-clock times say little of what a replay takes.
+The runs of the evidence were made on other machines, which did other things as
+well; their wall-clock times say little of what a replay takes on this one. What
+comes out of the runs is set beside what is recorded.
 """
 import random
 import shutil
@@ -18,8 +19,11 @@ from .report import table
 from .runner import POLL_S, Comparison
 from .slots import Slot
 
-COLUMNS = ('plan', 'role', 'runs', 'mean as recorded, s', 'sampled',
+#: The claim of a plan that is there for the choice of defaults.
+DEFAULTS = 'defaults'
+COLUMNS = ('plan', 'replays', 'role', 'runs', 'mean as recorded, s', 'sampled',
            'mean of these now, s', 'all now, h')
+OUTCOME_COLUMNS = ('run', 'metric', 'recorded', 'now', 's')
 
 
 @dataclass
@@ -40,21 +44,34 @@ class Stratum:
         recorded = [self.comparison.row(run)['wall_s'] for run in self.runs]
         return dict(
             plan=self.comparison.plan.name,
+            replays=self.comparison.plan.claims,
             role='final' if self.is_final else 'search',
             runs=len(self.runs),
             recorded_s=sum(recorded),
             sampled={})
 
+    def outcome(self, before: dict, now: dict) -> dict:
+        """What a run took and what it is there for: its result on the test
+        data, or on the validation data."""
+        key = 'value' if self.is_final else 'val_value'
+        return dict(
+            wall_s=now['wall_s'],
+            metric=now['metric'],
+            recorded=before[key],
+            now=now[key])
+
 
 def strata(root: Path) -> Iterator[Stratum]:
-    """All runs of all plans, each once, by plan and role.
+    """All runs of all plans, each once, by plan and role; the plans for the
+    choice of defaults come last, so that the others have all their runs.
 
     Args:
         root (Path): The checkout.
     """
     seen = set()
-    for path in sorted((root / 'configs/comparison').glob('*.py')):
-        plan = read_plan(path, root)
+    plans = [read_plan(path, root)
+             for path in sorted((root / 'configs/comparison').glob('*.py'))]
+    for plan in sorted(plans, key=lambda plan: DEFAULTS in plan.claims):
         comparison = Comparison(plan, root, 'work_dirs/replay_time/unused',
                                 root / EVIDENCE / plan.name)
         runs = {False: [], True: []}
@@ -80,8 +97,9 @@ def replay_time(root: Path, work_dir: Path, slots: List[Slot], each: int,
 
     Yields:
         list[dict]: After every run, a row for each stratum: ``plan``, ``role``,
-        ``runs``, ``recorded_s`` (of all of them) and ``sampled``, from the id
-        of a run to its seconds.
+        ``replays`` (claims of the plan), ``runs``, ``recorded_s`` (of all of
+        them) and ``sampled``, from the id of a run to its ``wall_s``,
+        ``metric`` and results, as ``recorded`` and ``now``.
 
     Raises:
         RuntimeError: If a run fails.
@@ -99,24 +117,26 @@ def replay_time(root: Path, work_dir: Path, slots: List[Slot], each: int,
                 stratum, row, run = waiting.pop(0)
                 comparison = stratum.comparison
                 settings = comparison.settings(run)
-                started = dict(comparison.row(run), wall_s=0., trained=False,
+                before = comparison.row(run)
+                started = dict(before, wall_s=0., trained=False,
                                peak_memory_bytes=None, session_started=None)
-                active.append((row, Execution(
+                active.append((stratum, row, before, Execution(
                     settings, started, _emptied(work_dir / settings.id), root,
                     free.pop(), stratum.is_final)))
             time.sleep(POLL_S)
-            for row, execution in list(active):
+            for entry in list(active):
+                stratum, row, before, execution = entry
                 ended = execution.poll()
                 if ended is None:
                     continue
-                active.remove((row, execution))
+                active.remove(entry)
                 free.append(execution.slot)
                 if ended['status'] != 'finished':
                     raise RuntimeError(f'{ended["id"]}: {ended["error"]}')
-                row['sampled'][ended['id']] = ended['wall_s']
+                row['sampled'][ended['id']] = stratum.outcome(before, ended)
                 yield rows
     finally:
-        for _, execution in active:
+        for *_, execution in active:
             execution.kill()
 
 
@@ -129,38 +149,50 @@ def replay_time_page(rows: List[dict], jobs: int, command: str) -> str:
         jobs (int): Runs at once.
         command (str): What has made them.
     """
-    cells, recorded, estimated, spent, final = [], 0., 0., 0., 0.
+    cells, again = [], []
+    parts = {'claims': [0., 0.], 'final': [0., 0.], 'all': [0., 0.]}
     for row in rows:
-        times = list(row['sampled'].values())
+        times = [outcome['wall_s'] for outcome in row['sampled'].values()]
         mean = sum(times) / len(times)
-        hours = row['runs'] * mean / 3600
-        recorded += row['recorded_s'] / 3600
-        estimated += hours
-        final += hours * (row['role'] == 'final')
-        spent += sum(times) / 3600
+        seconds = row['runs'] * mean
         cells.append([
-            row['plan'], row['role'],
+            row['plan'], ', '.join(row['replays']), row['role'],
             str(row['runs']), f'{row["recorded_s"] / row["runs"]:.0f}',
-            str(len(times)), f'{mean:.0f}', f'{hours:.2f}'
+            str(len(times)), f'{mean:.0f}', f'{seconds / 3600:.2f}'
         ])
-    cells.append(['all', '', str(sum(row['runs'] for row in rows)), '',
-                  str(sum(len(row['sampled']) for row in rows)), '',
-                  f'{estimated:.1f}'])
-    ids = [f'`{name}`' for row in rows for name in row['sampled']]
+        again += [[f'`{name}`', found['metric'], f'{found["recorded"]:.4g}',
+                   f'{found["now"]:.4g}', f'{found["wall_s"]:.0f}']
+                  for name, found in row['sampled'].items()]
+        for part, counts in (('claims', DEFAULTS not in row['replays']),
+                             ('final', row['role'] == 'final'), ('all', True)):
+            parts[part][0] += seconds * counts
+            parts[part][1] += row['recorded_s'] * counts
+    spent = sum(found['wall_s'] for row in rows
+                for found in row['sampled'].values())
+
+    def hours(part: str) -> str:
+        now, recorded = (seconds / 3600 for seconds in parts[part])
+        return (f'**{now:.1f} h of runs, {jobs} at once: {now / jobs:.1f} h** '
+                f'(as they were run for the evidence, on other machines: '
+                f'{recorded:.1f} h, {recorded / jobs:.1f} h)')
+
     return '\n'.join([
         '# What a replay takes', '',
         'All comparisons, on a machine that does nothing else, by a random '
         'sample of their runs, trained and tested again:', '', '```shell',
         command, '```', '',
-        'All final runs, three seeds a method, at the learning rates that are '
-        'known by now (`tools/compare.py PLAN --rates`): '
-        f'**{final:.1f} h of runs, {jobs} at once: {final / jobs:.1f} h**.',
-        '', 'With the searches of the learning rates once more: '
-        f'**{estimated:.1f} h of runs, {jobs} at once: '
-        f'{estimated / jobs:.1f} h** (as they were run for the evidence '
-        f'{recorded:.1f} h, {recorded / jobs:.1f} h). The sample itself took '
-        f'{spent:.2f} h.', '', *table(list(COLUMNS), cells), '',
-        'Run again: ' + ', '.join(ids) + '.', ''
+        'The plans that replay the claims, three seeds a method, with the '
+        f'searches of the learning rates: {hours("claims")}.', '',
+        'With the plans for the choice of defaults, everything at the rates '
+        'that are known by now (`tools/compare.py PLAN --rates`): '
+        f'{hours("final")}.', '',
+        f'Everything with its searches: {hours("all")}.', '',
+        *table(list(COLUMNS), cells), '',
+        f'The sample, {len(again)} runs in {spent / 3600:.2f} h, and what came '
+        'out beside what is recorded (of a final run on the test data, of a '
+        'search on the validation data); processors round differently, and '
+        'a training makes of that what another seed makes:', '',
+        *table(list(OUTCOME_COLUMNS), again), ''
     ])
 
 
