@@ -4,6 +4,7 @@ Its train.py and test.py keep the contract of ours (arguments, logs,
 checkpoints); what they do is in ``behaviour`` of the config. The validation is
 best at a learning rate of 3e-3, the test at 1e-2.
 """
+import time
 from pathlib import Path
 
 from mmengine.model import BaseModule
@@ -117,3 +118,11 @@ def calls(root: Path) -> list:
     lines = log.read_text().splitlines() if log.exists() else []
     log.unlink(missing_ok=True)
     return lines
+
+
+def wait_for(condition, seconds: float = 500) -> None:
+    """Wait until a condition holds, for so long at most."""
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, 'it did not happen'
+        time.sleep(0.02)

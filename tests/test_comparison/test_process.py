@@ -3,19 +3,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from fakes import wait_for
 
 from etta_mm.comparison import Slot, find_slots
 from etta_mm.comparison.process import start
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT = 120  # seconds; a fork server has its imports to do first
+TIMEOUT = 60  # seconds
 REPORT = '''
 import helper, os, sys, torch
 print(__name__, sys.argv[1:], os.getcwd(), sorted(os.sched_getaffinity(0)),
@@ -38,15 +38,8 @@ def run(folder: Path, slot: Slot, text: str, *args):
     tool = folder / 'tools/tool.py'
     tool.write_text(text)
     process = start(tool, args, folder, folder / 'log', slot)
-    return process, wait(process), (folder / 'log').read_text()
-
-
-def wait(process) -> int:
-    end = time.time() + TIMEOUT
-    while (status := process.poll()) is None:
-        assert time.time() < end, 'it does not end'
-        time.sleep(0.01)
-    return status
+    wait_for(lambda: process.poll() is not None)
+    return process, process.poll(), (folder / 'log').read_text()
 
 
 def test_it_is_what_a_command_line_starts(tmp_path, slot, monkeypatch):
@@ -106,7 +99,7 @@ if __name__ == '__main__':
 ''')
     parent = subprocess.Popen([sys.executable, str(script)], cwd=ROOT)
     try:
-        until(lambda: (tmp_path / 'pid').exists())
+        wait_for((tmp_path / 'pid').exists)
         tool = psutil.Process(int((tmp_path / 'pid').read_text()))
     finally:
         parent.send_signal(signal.SIGKILL)
@@ -116,13 +109,6 @@ if __name__ == '__main__':
     except psutil.TimeoutExpired:
         tool.kill()
         raise
-
-
-def until(condition) -> None:
-    end = time.time() + TIMEOUT
-    while not condition():
-        assert time.time() < end, 'it did not happen'
-        time.sleep(0.02)
 
 
 def test_slots_are_forked_on_a_cpu_alone(monkeypatch):

@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from fakes import wait_for
 
 from etta_mm.comparison import (Comparison, find_slots, read_plan, read_rows,
                                 write_report)
@@ -16,7 +16,6 @@ from etta_mm.data import make_glyphs
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 10
 NUM_IMAGES = dict(train=12, val=4, test=4)
-TIMEOUT = 500  # seconds
 
 
 def write_plan(folder: Path) -> Path:
@@ -45,13 +44,6 @@ options = {options!r}
 methods = [dict(name='ETTA', config='configs/glyphs/et_vit_glyphs.py')]
 """)
     return path
-
-
-def wait_for(condition) -> None:
-    end = time.time() + TIMEOUT
-    while not condition():
-        assert time.time() < end, 'it did not happen'
-        time.sleep(0.02)
 
 
 def is_alive(pid: int) -> bool:
