@@ -12,6 +12,7 @@ from pathlib import Path
 
 from etta_mm.comparison import (BusyError, Comparison, Plan, find_slots,
                                 read_plan, read_rows, write_report)
+from etta_mm.data.file import check_folder_writable
 from etta_mm.engine.user_error import exit_on_user_error
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,6 +81,9 @@ def main(argv=None) -> int:
         comparison = Comparison(
             plan, ROOT, args.work_dir or f'work_dirs/compare/{plan.name}', out)
         slots = find_slots(args.jobs, args.fork)
+        if not args.dry_run:
+            check_folder_writable(str(comparison.work_dir), '--work-dir')
+            check_folder_writable(str(comparison.out), '--out')
     if args.dry_run:
         print('\n'.join(comparison.outline()))
         return 0

@@ -55,7 +55,7 @@ def run(args) -> None:
         build_predictor(args.config, weights, args.device), args.source,
         args.out_dir, args.batch_size, args.pred_score_thr)
     for path in unreadable:
-        print(f'passed over, since it holds no image: {path}')
+        print(f'passed over, since it holds no image, or none that the pipeline can prepare: {path}')
     print(f'{number} predicted, in {args.out_dir}')
 
 

@@ -48,6 +48,10 @@ def run(args) -> None:
         raise ValueError('the export needs onnx and onnxscript: pip install '
                          'onnx onnxscript onnxruntime')
     allow_pickle(args.allow_pickle)
+    if args.image_size and min(args.image_size) < 1:
+        raise ValueError(f'--image-size {args.image_size[0]} '
+                         f'{args.image_size[1]}: height and width in pixels '
+                         'must be at least 1')
     cfg = Config.fromfile(args.config)
     size = tuple(args.image_size or image_size_of(cfg))
     module = exportable(build_tuned_model(cfg, args.tuned, args.base)[0])

@@ -3,12 +3,13 @@ import argparse
 import copy
 import hashlib
 import json
+import os
 import re
 import shlex
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Optional
+from typing import Iterable, Iterator, Optional
 
 from mmengine.config import Config, DictAction
 
@@ -163,16 +164,26 @@ def _hash(cfg: Config, root: str) -> str:
     text = json.dumps(settings, sort_keys=True, default=str)
     text = text.replace(json.dumps(root)[1:-1], '.')
     digest = hashlib.sha256(text.encode())
-    weights = file_hash(cfg.get('load_from'), root)
-    if weights:
-        digest.update(weights.encode())
+    for path in (cfg.get('load_from'), *_pretrained(settings)):
+        digest.update(file_hash(path, root).encode())
     return digest.hexdigest()[:16]
+
+
+def _pretrained(part) -> Iterator[str]:
+    """The checkpoints of all ``init_cfg`` that name one."""
+    if isinstance(part, dict):
+        if part.get('type') == 'Pretrained' and part.get('checkpoint'):
+            yield part['checkpoint']
+        part = part.values()
+    if not isinstance(part, str) and isinstance(part, Iterable):
+        for inner in part:
+            yield from _pretrained(inner)
 
 
 @lru_cache(maxsize=None)
 def file_hash(path: Optional[str], root: str) -> str:
     """SHA-256 of a file seen from ``root``; '' if there is none."""
-    file = Path(root) / path if path else None
+    file = Path(root, os.path.expanduser(path)) if path else None
     if file is None or not file.is_file():
         return ''  # none, missing (the training says so) or on another machine
     return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -145,6 +145,57 @@ def read_coco(path: str, name: str) -> dict:
     return content
 
 
+def check_annotated(content: dict, classes: Sequence[str], path: str,
+                    name: str) -> None:
+    """Raise ``ValueError`` unless there is something to find in the images.
+
+    Args:
+        content (dict): What :func:`read_coco` returns.
+        classes (Sequence[str]): Names.
+        path (str): The annotation file.
+        name (str): Where what reads it stands in the config.
+    """
+    if annotated(content, classes):
+        return
+    number = len(content.get('annotations', ()))
+    raise ValueError(
+        f'{name}: none of the {number} annotations of {path} has an image_id '
+        f'of its images and a category_id of {first(classes)}. Ids that are '
+        'texts on one side and numbers on the other differ.')
+
+
+def _check_keys(content: dict, is_tested: bool, path: str, name: str) -> None:
+    """Raise ``ValueError`` unless images and annotations have what is read of
+    them: the last by pycocotools' evaluation."""
+    for kind, keys in (('images', ('id', 'file_name', 'width', 'height')),
+                       ('annotations', ('id', 'image_id', 'category_id',
+                                        'bbox', 'area') +
+                        ('iscrowd', ) * is_tested)):
+        for number, item in enumerate(content.get(kind, ())):
+            absent = [key for key in keys if key not in item]
+            if absent:
+                raise ValueError(
+                    f'{name}: {path} lacks {first(absent)} of '
+                    f'{kind}[{number}]. COCO\'s format asks for '
+                    f'{", ".join(keys)} of each.')
+
+
+def annotated(content: dict, classes: Sequence[str]) -> set:
+    """The ids of the images that have annotations of these classes.
+
+    Args:
+        content (dict): What :func:`read_coco` returns.
+        classes (Sequence[str]): Names.
+    """
+    used = {c['id'] for c in content['categories'] if c['name'] in classes}
+    images = {item['id'] for item in content['images']}
+    return images & {
+        item['image_id']
+        for item in content.get('annotations', ())
+        if item['category_id'] in used
+    }
+
+
 def _check_coco(dataset: CocoDataset, name: str) -> None:
     check_file(dataset.ann_file, f'{name}: the annotation file',
                f'Set {name}.data_root and {name}.ann_file.')
@@ -157,6 +208,7 @@ def _check_coco(dataset: CocoDataset, name: str) -> None:
             f'{name} has data_prefix={dataset.data_prefix}, which '
             'lacks the folder of the images. Write data_prefix='
             "dict(img='FOLDER/').")
+    _check_keys(content, dataset.test_mode, dataset.ann_file, name)
     images = _kept(dataset, content)
     if not images:
         raise ValueError(
@@ -164,6 +216,9 @@ def _check_coco(dataset: CocoDataset, name: str) -> None:
             f'{dataset.ann_file} is left with filter_cfg={dataset.filter_cfg}.'
             ' Give annotations with images, and to train, with boxes of '
             f'{first(dataset.metainfo["classes"])}, or another filter_cfg.')
+    if not dataset.test_mode:
+        check_annotated(content, dataset.metainfo['classes'], dataset.ann_file,
+                        name)
     if dataset._indices is None:
         check_images(dataset.data_prefix['img'],
                      [item['file_name'] for item in images], dataset.ann_file,
@@ -179,20 +234,32 @@ def _kept(dataset: CocoDataset, content: dict) -> List[dict]:
     if dataset.test_mode:
         return images
     if filters.get('filter_empty_gt'):
-        classes = dataset.metainfo['classes']
-        used = {c['id'] for c in content['categories'] if c['name'] in classes}
-        annotated = {
-            item['image_id']
-            for item in content.get('annotations', ())
-            if item['category_id'] in used
-        }
-        images = [item for item in images if item['id'] in annotated]
+        ids = annotated(content, dataset.metainfo['classes'])
+        images = [item for item in images if item['id'] in ids]
     if filters.get('min_size'):
         images = [
             item for item in images
             if min(item['width'], item['height']) >= filters['min_size']
         ]
     return images
+
+
+def _without_labels(lines: List[str], dataset: CustomDataset,
+                    name: str) -> List[str]:
+    """The files that a list names, each before its label."""
+    files, classes = [], dataset.CLASSES
+    for number, line in enumerate(lines, 1):
+        file, _, label = line.strip().rpartition(' ')
+        if not (file and label.isdecimal()
+                and (not classes or int(label) < len(classes))):
+            last = f' to {len(classes) - 1}' if classes else ''
+            raise ValueError(
+                f'{name}: line {number} of {dataset.ann_file} is '
+                f'{line.strip()!r}, but must be a file, a space and a label: '
+                f'a number from 0{last}. For a list of files alone set '
+                f'{name}.with_label=False.')
+        files.append(file)
+    return files
 
 
 def _check_custom(dataset: CustomDataset, with_named_classes: bool,
@@ -205,7 +272,7 @@ def _check_custom(dataset: CustomDataset, with_named_classes: bool,
                    f'Set {name}.data_root and {name}.ann_file.')
         files = list_from_file(dataset.ann_file)
         if dataset.with_label:
-            files = [line.strip().rsplit(' ', 1)[0] for line in files]
+            files = _without_labels(files, dataset, name)
         if dataset._indices is None:
             check_images(folder, files, dataset.ann_file, name)
     elif dataset.with_label:

@@ -47,6 +47,34 @@ def check_num_classes(model: dict, dataset: dict,
                     f'to the {number} names that the model tells apart.')
 
 
+def check_same_classes(train: dict, val: dict) -> None:
+    """Raise ``ValueError`` if class folders to train on have other names than
+    those to validate on.
+
+    Labels are the places of the names in their order, so that another name
+    counts as the class that has its place.
+
+    Args:
+        train (dict): Config of a data set that has passed
+            :func:`~etta_mm.data.check.check_dataset`. It stays as it is.
+        val (dict): The other.
+    """
+    found = []
+    for dataset in (train, val):
+        inside = [unread(leaf) for leaf, _ in leaves(dataset)]
+        found.append([_classes(leaf) for leaf in inside
+                      if isinstance(leaf, CustomDataset)])
+    for ours in found[0]:
+        for theirs in found[1]:
+            if ours and theirs and list(ours) != list(theirs):
+                differ = sorted(set(ours) ^ set(theirs))
+                raise ValueError(
+                    'train_dataloader.dataset and val_dataloader.dataset have '
+                    f'other classes: {first(differ) or "the order differs"}. '
+                    'Labels follow the order of the folders: give both the '
+                    'same folders, and the same metainfo.classes if any')
+
+
 def _classes(dataset: Optional[BaseDataset]) -> Optional[Sequence[str]]:
     if dataset is None:
         return None

@@ -168,13 +168,23 @@ def _guarded(load: Callable) -> Callable:
             if _is_allowed():
                 print_log(f'{filename} is unpickled, which runs what is in '
                           'it: pickles are allowed', 'current')
-                return load(filename, map_location=map_location, **kwargs)
-            with weights_only():
-                return load(filename, map_location=map_location, **kwargs)
+                loaded = load(filename, map_location=map_location, **kwargs)
+            else:
+                with weights_only():
+                    loaded = load(
+                        filename, map_location=map_location, **kwargs)
         except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
             if 'Attempting to deserialize' in str(error):
                 raise  # on a device that is not here
             raise _refusal(filename, error) from error
+        state = loaded
+        if isinstance(loaded, dict):
+            state = loaded.get('state_dict', loaded)
+        if not isinstance(state, dict):
+            raise ValueError(f'{filename} is no checkpoint: where the weights '
+                             f'should be, by their names, it holds a '
+                             f'{type(state).__name__}')
+        return loaded
 
     return load_guarded
 

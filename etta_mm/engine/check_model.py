@@ -1,4 +1,6 @@
 """Check the model of a run, and its base, before the run starts."""
+import os.path as osp
+import re
 import warnings
 from typing import Optional
 
@@ -13,10 +15,20 @@ from ..tuners import Tuner
 from .base_weights import allow_pickle
 from .check_strategy import check_strategy
 from .meta_model import build_on_meta
+from .tuned_checkpoint import tuned_roots
 from .user_error import is_ours, message
 
 
-def check_model(cfg: Config) -> None:
+#: What mmengine's Runner resumes from, beside the weights.
+RESUMED = ('meta', 'message_hub', 'optimizer')
+#: As torch says it of a tensor whose shape is another than the model's.
+MISMATCH = re.compile(
+    r'size mismatch for (\S+): copying a param with shape torch\.Size\('
+    r'(\[.*?\])\) from checkpoint, the shape in current model is torch\.Size\('
+    r'(\[.*?\])\)')
+
+
+def check_model(cfg: Config, is_whole: bool = False) -> None:
     """Build the model without its numbers and compare its base with it.
 
     Errors of etta_mm's own (a tuning that does not fit, a base of another
@@ -27,6 +39,9 @@ def check_model(cfg: Config) -> None:
 
     Args:
         cfg (Config): The config of a run. It stays as it is.
+        is_whole (bool): Whether ``load_from`` is no base, whose head may be
+            another, but a checkpoint of this model, to be tested or with
+            ``resume`` trained on. Defaults to False.
 
     Raises:
         ValueError: If the tuning, the base, the strategy or the precision does
@@ -41,8 +56,8 @@ def check_model(cfg: Config) -> None:
     check_strategy(cfg, is_tuned)
     _check_precision(model, cfg)
     _check_norms(model, cfg)
-    if is_tuned:
-        _check_base(model, cfg)
+    if is_tuned or is_whole:
+        _check_base(model, cfg, is_whole)
 
 
 def _check_precision(model: nn.Module, cfg: Config) -> None:
@@ -72,7 +87,7 @@ def _check_norms(model: nn.Module, cfg: Config) -> None:
             'Leave it out: what is frozen needs no synchronising.')
 
 
-def _check_base(model: nn.Module, cfg: Config) -> None:
+def _check_base(model: nn.Module, cfg: Config, is_whole: bool) -> None:
     path: Optional[str] = cfg.get('load_from')
     if path is None:
         if cfg.get('tuned_from') is None:  # whose loading asks for its base
@@ -82,15 +97,55 @@ def _check_base(model: nn.Module, cfg: Config) -> None:
     try:
         checkpoint = CheckpointLoader.load_checkpoint(
             path, map_location='meta', logger='silent')
+        if is_whole and cfg.get('resume') and not osp.isdir(path):
+            _check_resumable(path, checkpoint)
         state = checkpoint.get('state_dict', checkpoint)
         with warnings.catch_warnings():  # of copies to meta that do nothing
             warnings.simplefilter('ignore')
-            model.load_state_dict(
+            # torch.Tensor(SIZE) heeds no device: Deformable DETR's level_embed.
+            absent = model.to('meta').load_state_dict(
                 {key.removeprefix('module.'): t
                  for key, t in state.items()},
                 strict=False)
+        if is_whole:
+            _check_untuned(path, model, absent.unexpected_keys)
+            for name, root in tuned_roots(model).items():
+                _check_shapes(path, [(f'{name}.{key}' if name else key,
+                                      list(there), list(here))
+                                     for key, there, here in root.other_shapes])
     except Exception as error:
+        if is_whole:
+            _check_shapes(path, MISMATCH.findall(str(error)))
         _raise_ours(error, f'load_from={str(path)!r}')
+
+
+def _check_shapes(path: str, found: list) -> None:
+    if found:
+        name, there, here = found[0]
+        raise ValueError(
+            f'{path} is of another model than that of this config: '
+            f'{len(found)} tensors have other shapes, such as {name}, {there} '
+            f'there and {here} here. Give the config that it was trained with '
+            '(num_classes?), or another checkpoint')
+
+
+def _check_resumable(path: str, checkpoint: dict) -> None:
+    absent = [key for key in RESUMED if key not in checkpoint]
+    if absent:
+        raise ValueError(
+            f'nothing can be resumed from it: it lacks {", ".join(absent)}. '
+            'Give a checkpoint that a training has saved with its optimizer, '
+            'or start from these weights: load_from in the config, without '
+            'resume')
+
+
+def _check_untuned(path: str, model: nn.Module, unexpected: list) -> None:
+    tuners = [key for key in unexpected if '.tuners.' in key]
+    if tuners:
+        raise ValueError(
+            f'it has {len(tuners)} tensors of tuners, such as {tuners[0]}, '
+            f'and the {type(model).__name__} of this config has no place for '
+            'them. Give the config that it was trained with')
 
 
 def _warn_of_no_base(model: nn.Module) -> None:

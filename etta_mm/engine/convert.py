@@ -14,7 +14,7 @@ from ..tuners import Tuner
 from .atomic import write_atomically
 from .base_weights import allow_pickle
 from .merge import merge_tuning
-from .tuned_checkpoint import load_tuned, save_tuned
+from .tuned_checkpoint import load_tuned, save_tuned, tuned_roots
 from .tuned_file import file_classes, plain_metainfo, read_tuned
 
 
@@ -80,7 +80,7 @@ def apply(cfg: Config, tuned, out, base: Optional[str] = None) -> Path:
     Raises:
         ValueError: If they do not fit together.
     """
-    model, metadata = build_tuned_model(cfg, tuned, base)
+    model, metadata = build_tuned_model(cfg, tuned, base, as_config=True)
     return _save_full(cfg, model, metadata, out)
 
 
@@ -164,13 +164,18 @@ def description(path) -> List[str]:
     return lines
 
 
-def build_tuned_model(cfg: Config, tuned, base: Optional[str] = None) -> tuple:
+def build_tuned_model(cfg: Config,
+                      tuned,
+                      base: Optional[str] = None,
+                      as_config: bool = False) -> tuple:
     """The model of a config with its base and a tuned checkpoint loaded.
 
     Args:
         cfg (Config): The config of the training.
         tuned (str | Path): The tuned checkpoint.
         base (str, optional): See :func:`apply`.
+        as_config (bool): Whether the weights are for another model of this
+            config, which thus has to be tuned in it. Defaults to False.
 
     Returns:
         tuple: The model, and the metadata of the tuned checkpoint.
@@ -179,6 +184,7 @@ def build_tuned_model(cfg: Config, tuned, base: Optional[str] = None) -> tuple:
         ValueError: If they do not fit together.
     """
     model = build_model(cfg)
+    roots = tuned_roots(model)
     base = base or cfg.get('load_from')
     if base is None:
         model.init_weights()
@@ -189,7 +195,13 @@ def build_tuned_model(cfg: Config, tuned, base: Optional[str] = None) -> tuple:
             map_location='cpu',
             logger='silent',  # of missing tuners; load_tuned checks the rest
             revise_keys=[(r'^module\.', '')])
-    return model, load_tuned(model, tuned)
+    metadata = load_tuned(model, tuned)
+    if as_config and not metadata['roots'].keys() <= roots.keys():
+        raise ValueError(
+            f'{tuned} is of a tuned model, and the {type(model).__name__} of '
+            f'{cfg.filename or "this config"} is not tuned: it has no place '
+            'for the tuners. Give the config of the training')
+    return model, metadata
 
 
 def _save_full(cfg: Config, model: nn.Module, metadata: dict, out) -> Path:

@@ -74,8 +74,10 @@ class FeatureCacheHook(Hook):
         """
         features = self.features
         seen = features.hits + features.misses
-        share = math.ceil(
-            len(runner.train_dataloader.dataset) / get_world_size())
+        loader = runner.train_dataloader
+        share = math.ceil(len(loader.dataset) / get_world_size())
+        if loader.drop_last:
+            share = min(share, len(loader) * loader.batch_size)
         if seen < share:
             return
         self._passes += 1

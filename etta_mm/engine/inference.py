@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Iterator, List, Optional, Tuple
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -149,9 +150,11 @@ def build_predictor(config: str, weights: str, device: Optional[str] = None):
     if scope not in predictors:
         raise ValueError(f'default_scope of {config} is {scope!r}; known are '
                          f'{", ".join(predictors)}')
-    if 'test_dataloader' not in cfg:
-        raise ValueError(f'{config} has no test_dataloader, whose pipeline '
-                         'says how images are prepared; add it')
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    if not dataset.get('pipeline'):
+        raise ValueError(f'{config} has no test_dataloader.dataset.pipeline, '
+                         'which says how images are prepared; add it (of a '
+                         'wrapped data set, take the one that is wrapped)')
     return predictors[scope](config, weights, device)
 
 
@@ -175,8 +178,9 @@ def predict_files(predictor,
             Defaults to None, the predictor's.
 
     Returns:
-        tuple: The number of pictures or frames, and the files that hold no
-        picture, which were passed over.
+        tuple: The number of pictures or frames, and the files that were
+        passed over: they hold no picture, or none that the pipeline can
+        prepare.
 
     Raises:
         FileNotFoundError: If there is no such source.
@@ -209,8 +213,14 @@ def predict_files(predictor,
                 yield path, image
 
     for batch in _batches(images(), batch_size):
-        samples = predictor.predict([image for _, image in batch])
+        try:
+            samples = predictor.predict([image for _, image in batch])
+        except cv2.error:  # the pipeline cannot prepare one of them
+            samples = [_predict_odd(predictor, image) for _, image in batch]
         for (path, image), sample in zip(batch, samples):
+            if sample is None:
+                unreadable.append(path)
+                continue
             mmcv.imwrite(
                 predictor.draw(image, sample, threshold), str(drawn[path]))
             found = out_dir / PREDICTED / f'{path.relative_to(folder)}.json'
@@ -219,7 +229,7 @@ def predict_files(predictor,
             number += 1
     if not number:
         raise ValueError(f'{source}: none of its {len(files)} files holds an '
-                         'image that can be decoded')
+                         'image that can be decoded and prepared')
     return number, unreadable
 
 
@@ -244,6 +254,15 @@ def _predict_video(predictor, source: Path, out_dir: Path, batch_size: int,
     return number
 
 
+def _predict_odd(predictor, image: np.ndarray):
+    """The prediction, or None of a picture that OpenCV cannot resize as the
+    pipeline says, such as one of 8 x 4000 pixels."""
+    try:
+        return predictor.predict([image])[0]
+    except cv2.error:
+        return None
+
+
 def _batches(items, size: int) -> Iterator[list]:
     batch = []
     for item in items:
@@ -266,4 +285,10 @@ def _check_device(name: str) -> str:
         if (device.index or 0) >= count:
             raise ValueError(f'the device {name} is not there: {count} GPUs '
                              'are visible; give --device cpu')
+    elif device.type != 'cpu':
+        try:
+            torch.zeros(1, device=device).cpu()
+        except (RuntimeError, NotImplementedError, AssertionError) as error:
+            raise ValueError(f'the device {name} is not there; give cpu, cuda '
+                             'or cuda:NUMBER') from error
     return name

@@ -125,6 +125,7 @@ def _copy(base: nn.Module, tensors: Dict[str, Tensor],
         if _is_without_memory(module):
             device = next(base.parameters()).device
             module.to_empty(device=device)
+            _fill(module, base.get_submodule(path), path, tensors)
         for holder, key in _holders(model, path):
             model.get_submodule(holder)._modules[key] = module
     for key, parameter in model.named_parameters():
@@ -133,6 +134,31 @@ def _copy(base: nn.Module, tensors: Dict[str, Tensor],
         if key in tensors and parameter.is_floating_point():
             parameter.requires_grad_(True)
     return model
+
+
+def _fill(module: nn.Module, stood_for: nn.Module, path: str,
+          tensors: Dict[str, Tensor]) -> None:
+    """Give a module of new memory the base's values where the file has none:
+    those of what was frozen beside what was trained."""
+    values = _tensors(stood_for)
+    absent = []
+    for key, tensor in _tensors(module).items():
+        if f'{path}.{key}' in tensors:
+            continue
+        if values[key].shape == tensor.shape:
+            tensor.copy_(values[key])
+        else:
+            absent.append(key)
+    if absent:
+        raise ValueError(
+            f'the file has no values for {absent[:3]} of {path}, and those of '
+            'the base are of other sizes; give a module that is not on the '
+            'meta device')
+
+
+def _tensors(module: nn.Module) -> Dict[str, Tensor]:
+    named = (*module.named_parameters(), *module.named_buffers())
+    return {key: tensor.detach() for key, tensor in named}
 
 
 def _is_without_memory(module: nn.Module) -> bool:
@@ -157,13 +183,6 @@ def _take(base: nn.Module, tuned: nn.Module, metadata: dict,
     for path, module in modules.items():
         tuning.holders[path] = _holders(base, path)
         tuning.modules[path] = tuned.get_submodule(path)
-        named = (*tuning.modules[path].named_parameters(),
-                 *tuning.modules[path].named_buffers())
-        unknown = [key for key, t in named if id(t) not in ours]
-        if unknown and _is_without_memory(module):
-            raise ValueError(
-                f'the file has no values for {unknown[:3]} of {path}; give a '
-                'module that is not on the meta device')
     names = {name for name, _ in base.named_modules()}
     for name, module in tuned.named_modules():
         if name not in names:

@@ -32,7 +32,8 @@ from mmengine.runner import find_latest_checkpoint
 
 from etta_mm.data.check import check_dataset
 from etta_mm.data.check_evaluator import check_evaluator
-from etta_mm.data.check_num_classes import check_num_classes
+from etta_mm.data.check_num_classes import (check_num_classes,
+                                            check_same_classes)
 from etta_mm.data.file import check_file, check_folder_writable
 
 from .check_model import check_model
@@ -149,7 +150,7 @@ def training_config(args: argparse.Namespace) -> Config:
         check_file(
             cfg.load_from, 'The checkpoint', 'Give one that exists, as '
             f'{"--resume" if resume else "load_from of the config"}.')
-    check_model(cfg)
+    check_model(cfg, cfg.resume and 'tuned_from' not in cfg)
     _check_data(cfg, 'train', 'val')
     check_folder_writable(cfg.work_dir, 'work_dir')
     return cfg
@@ -186,8 +187,8 @@ def testing_config(args: argparse.Namespace) -> Config:
         check_folder_writable(
             osp.dirname(args.out) or '.', 'The folder of --out')
         _dump_predictions(cfg, args.out)
-    check_model(cfg)
     _check_data(cfg, 'test')
+    check_model(cfg, 'tuned_from' not in cfg)
     check_folder_writable(cfg.work_dir, 'work_dir')
     return cfg
 
@@ -239,10 +240,10 @@ def _latest_checkpoint(work_dir: str) -> str:
         '--resume without a checkpoint asks for the latest of work_dir, but',
         remedy)
     latest = find_latest_checkpoint(work_dir)
-    moved = osp.join(work_dir, osp.basename(latest))
-    if not osp.exists(latest) and osp.exists(moved):
-        return moved  # the folder has another name now, or we stand elsewhere
-    return latest
+    # What is written there is of the folder as it was: it may have another name
+    # now, be a copy, or we stand elsewhere.
+    own = osp.join(work_dir, osp.basename(latest))
+    return own if osp.exists(own) else latest
 
 
 def _check_resumable(path: str) -> None:
@@ -310,13 +311,17 @@ def _check_data(cfg: Config, *splits: str) -> None:
         local_rank = RANK_VARIABLES[cfg.launcher][1]
         if int(os.environ.get(local_rank, 0)) != 0:
             return
+    datasets = {}
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         for split in splits:
             loader = cfg.get(f'{split}_dataloader')
             dataset = loader.get('dataset') if isinstance(loader,
                                                           dict) else None
+            datasets[split] = dataset
             name = f'{split}_dataloader.dataset'
             check_dataset(dataset, name)
             check_num_classes(cfg.get('model'), dataset, name)
             check_evaluator(
                 cfg.get(f'{split}_evaluator'), f'{split}_evaluator', dataset)
+        if len(datasets) > 1:
+            check_same_classes(*datasets.values())

@@ -72,7 +72,7 @@ def load_tuned_weights(filename: str, map_location=None) -> dict:
     config, tuned, base = (*parts, None)[:3]
     cfg = Config.fromfile(config)
     _check_base(cfg, base)
-    model, metadata = build_tuned_model(cfg, tuned, base)
+    model, metadata = build_tuned_model(cfg, tuned, base, as_config=True)
     dataset_meta = metadata['info'].get('dataset_meta')
     if file_classes(metadata) is None:
         dataset_meta = _test_metainfo(cfg)

@@ -31,7 +31,7 @@ def guard_loading(model: nn.Module, trained: List[str]) -> None:
         partial(check_state_dict, trained=frozenset(trained)))
     # Before the host's own hooks, which drop what the host makes itself.
     model._load_state_dict_pre_hooks.move_to_end(handle.id, last=False)
-    model.tuners_loaded = False
+    model.tuners_loaded, model.other_shapes = False, []
 
 
 def check_state_dict(module: nn.Module, state_dict: dict, prefix: str, *args,
@@ -40,7 +40,9 @@ def check_state_dict(module: nn.Module, state_dict: dict, prefix: str, *args,
 
     The hooks of the host, which resize a position embedding or rename what an
     old checkpoint has, come first, on a copy of the dict. Whether the tuners
-    were there is noted in ``module.tuners_loaded``.
+    were there is noted in ``module.tuners_loaded``, and what is trained in full
+    and of another shape, (name, shape there, shape here), in
+    ``module.other_shapes``.
 
     Raises:
         KeyError: If a frozen tensor is missing, a key belongs to nothing, or
@@ -89,6 +91,7 @@ def check_state_dict(module: nn.Module, state_dict: dict, prefix: str, *args,
             f'{type(module).__name__}: {_listing(wrong)}. Take the checkpoint '
             'of this architecture; only what train names may differ')
     module.tuners_loaded = bool(ours) and not absent
+    module.other_shapes = shapes
     for key, _, _ in shapes:
         state_dict.pop(prefix + key, None)
     for reason, keys in (('of another shape than in the checkpoint',

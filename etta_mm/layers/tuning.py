@@ -138,7 +138,8 @@ def rolled_back_on_error(model: nn.Module):
                 module.training = training
                 module._modules.pop('tuners', None)
             if not was_tuned:
-                for name in ('tuning', 'tuners_loaded', 'init_weights'):
+                for name in ('tuning', 'tuners_loaded', 'other_shapes',
+                             'init_weights'):
                     vars(module).pop(name, None)
             for key in set(module._load_state_dict_pre_hooks) - set(hooks):
                 del module._load_state_dict_pre_hooks[key]

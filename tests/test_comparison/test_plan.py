@@ -76,10 +76,13 @@ def test_epochs_shorten_the_schedules_that_last_as_long(root):
     assert (cfg.optim_wrapper.optimizer.lr, cfg.randomness.seed) == (1e-3, 7)
 
 
-def test_other_base_weights_make_another_run(root):
+@pytest.mark.parametrize('where', ['load_from', 'model.init_cfg'])
+def test_other_base_weights_make_another_run(root, where):
     weights = root / 'base.safetensors'
     plan = read_plan(
-        write_plan(root, options=dict(load_from=weights.name)), root)
+        write_plan(root, options={
+            where: weights.name if where == 'load_from' else dict(
+                type='Pretrained', checkpoint=weights.name)}), root)
     hashes = []
     for content in (b'1', b'2'):
         weights.write_bytes(content)

@@ -8,7 +8,8 @@ import pytest
 from etta_mm.data import CLASSES, make_glyphs
 from etta_mm.data.check import check_dataset
 from etta_mm.data.check_evaluator import check_evaluator
-from etta_mm.data.check_num_classes import check_num_classes
+from etta_mm.data.check_num_classes import (check_num_classes,
+                                            check_same_classes)
 from etta_mm.data.file import check_file, check_folder_writable
 
 NUM_IMAGES = 6
@@ -252,6 +253,78 @@ def test_images_that_a_list_names_must_exist(folders, tmp_path):
         check_dataset(dict(folders, ann_file=str(tmp_path / 'trian.txt')))
 
 
+@pytest.mark.parametrize('line', [
+    'a/0.jpg 36', 'a/0.jpg -1', 'a/0.jpg', 'a/0.jpg cat', ''])
+def test_a_list_with_a_label_that_no_class_has_is_an_error(
+        folders, tmp_path, line):
+    listed = sorted(
+        file for file in Path(folders['data_root'], 'train').rglob('*.jpg'))
+    lines = [f'{file} 35' for file in listed]
+    bad = dict(folders, data_prefix='', ann_file=str(tmp_path / 'list.txt'))
+    (tmp_path / 'list.txt').write_text('\n'.join(lines))
+    check_dataset(bad)
+    (tmp_path / 'list.txt').write_text('\n'.join([*lines, line, *lines]))
+    with pytest.raises(ValueError, match=f'x: line {len(lines) + 1} of .*list.'
+                       'txt.* a number from 0 to 35'):
+        check_dataset(bad, 'x')
+
+
+def test_folders_of_other_names_to_validate_on_are_an_error(folders, tmp_path):
+    def data(name, *classes):
+        for label in classes:
+            (tmp_path / name / label).mkdir(parents=True)
+        return dict(type='mmpretrain.CustomDataset', data_root=str(tmp_path),
+                    data_prefix=name)
+
+    train = data('train', 'cat', 'dog')
+    check_same_classes(train, data('same', 'cat', 'dog'))
+    check_same_classes(train, None)
+    with pytest.raises(ValueError, match='other classes: dog, mouse'):
+        check_same_classes(train, data('val', 'cat', 'mouse'))
+    named = dict(folders, metainfo=dict(classes=CLASSES[::-1]))
+    with pytest.raises(ValueError, match='the order differs'):
+        check_same_classes(folders, named)
+
+
+@pytest.mark.parametrize('kind, key', [
+    ('images', 'width'), ('images', 'file_name'), ('annotations', 'bbox'),
+    ('annotations', 'area'), ('annotations', 'id'), ('annotations', 'iscrowd')
+])
+def test_what_coco_asks_for_is_missed_by_its_name(coco, tmp_path, kind, key):
+    content = annotations_of(coco)
+    del content[kind][1][key]
+    bad = with_annotations(coco, tmp_path / 'bad.json', content)
+    said = rf'x: .*bad.json lacks {key} of {kind}\[1\]'
+    with pytest.raises(ValueError, match=said):
+        check_dataset(dict(bad, test_mode=True), 'x')
+    if key == 'iscrowd':  # which the evaluation alone reads
+        check_dataset(bad)
+    else:
+        with pytest.raises(ValueError, match=said):
+            check_dataset(bad, 'x')
+
+
+@pytest.mark.parametrize('change', ['category_id', 'image_id', None, ''])
+def test_annotations_that_fit_nothing_are_an_error(coco, tmp_path, change):
+    content = annotations_of(coco)
+    if change:
+        for item in content['annotations']:
+            item[change] = str(item[change])
+    elif change is None:
+        content['annotations'] = []
+    else:
+        del content['annotations']
+    bad = with_annotations(coco, tmp_path / 'bad.json', content)
+    with pytest.raises(ValueError, match='x: none of the .*bad.json has an im'):
+        check_dataset(bad, 'x')
+    tested = dict(bad, test_mode=True)
+    check_dataset(tested)  # to be predicted, it may be without
+    metric = dict(type='mmdet.CocoMetric', ann_file=bad['ann_file'])
+    with pytest.raises(ValueError, match='none of the .*bad.json has an image'):
+        check_evaluator(metric, dataset=tested)
+    check_evaluator(dict(metric, format_only=True), dataset=tested)
+
+
 def test_a_metric_without_its_annotation_file_is_an_error(tmp_path):
     metric = dict(type='CocoMetric', ann_file=str(tmp_path / 'gone.json'))
     for evaluator in (metric, [dict(type='Accuracy'), metric],
@@ -359,6 +432,14 @@ def test_a_folder_that_even_root_cannot_write_is_an_error(inside, tmp_path):
 def test_a_folder_is_made_and_left_empty(tmp_path):
     check_folder_writable(str(tmp_path / 'new/folder'), 'work_dir')
     assert list((tmp_path / 'new/folder').iterdir()) == []
+
+
+def test_a_checkpoint_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'base.pth').touch()
+    check_file('~/base.pth', 'The base', '')
+    with pytest.raises(FileNotFoundError, match='no.pth'):
+        check_file('~/no.pth', 'The base', '')
 
 
 def test_checkpoints_on_other_machines_are_left_alone():

@@ -418,6 +418,41 @@ def test_heads_of_other_classes_predict_in_one_batch(host_name, device, files,
     assert portrait(bank.model) == before
 
 
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_a_head_is_filled_up_with_what_is_frozen_in_it(device, tmp_path):
+    path = r'bbox_head\.cls_branches|bbox_head\.fc_cls'
+
+    def change(model):
+        frozen = copy.deepcopy(model.bbox_head.state_dict())
+        model.bbox_head = head_for('detr', MANY_CLASSES)
+        own = model.bbox_head.state_dict()
+        model.bbox_head.load_state_dict({
+            key: frozen[key] if frozen[key].shape == own[key].shape else own[key]
+            for key in own})
+
+    tuned = tune('detr', dict(ADAPTERS, train=[path]), 7, change)
+    file = save_tuned(tuned, tmp_path / 'many.safetensors')
+    bank, data = TuningBank(base_of('detr')), batch_of('detr')
+    with torch.device('meta'):
+        head = head_for('detr', MANY_CLASSES)
+    if device == 'cpu':
+        head = copy.deepcopy(tuned.bbox_head)
+    bank.load('many', file, modules=dict(bbox_head=head))
+    with bank.use('many'):
+        assert_close(
+            run(bank.model, data), run(tuned, data), rtol=0, atol=0)
+
+
+def test_a_head_that_the_file_does_not_fill_is_refused(tmp_path):
+    tuned = tune('detr', ADAPTERS, 7)
+    file = save_tuned(tuned, tmp_path / 'adapters.safetensors')
+    with torch.device('meta'):
+        head = head_for('detr', MANY_CLASSES)
+    bank = TuningBank(base_of('detr'))
+    with pytest.raises(ValueError, match='no values for .*fc_cls.*meta device'):
+        bank.load('many', file, modules=dict(bbox_head=head))
+
+
 class NotBatchFirst(nn.Module):
     """Layers of mmcv that count the images second."""
 

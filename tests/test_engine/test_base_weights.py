@@ -258,6 +258,17 @@ def test_a_damaged_checkpoint_is_one_message_that_says_so(
     assert len(str(it.value)) < 400
 
 
+@pytest.mark.parametrize('content, found', [
+    ([1, 2], 'list'), (dict(state_dict=None), 'NoneType'),
+    (dict(state_dict=[1]), 'list')
+])
+def test_a_file_of_something_else_is_no_checkpoint(tmp_path, content, found):
+    path = tmp_path / 'list.pth'
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=f'no checkpoint: .* holds a {found}'):
+        CheckpointLoader.load_checkpoint(str(path))
+
+
 def test_whatever_bytes_are_changed_there_is_one_message_or_none(tmp_path):
     path = tmp_path / 'base.pth'
     rng = random.Random(0)

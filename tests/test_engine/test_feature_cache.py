@@ -491,7 +491,7 @@ def test_the_warning_is_not_repeated_with_other_numbers(tmp_path, logged):
     # The logger itself drops a warning that is repeated word for word.
     hook = FeatureCacheHook(str(tmp_path))
     hook.features = cached(tuned(), tmp_path)
-    loader = SimpleNamespace(dataset=range(NUM_IMAGES))
+    loader = SimpleNamespace(dataset=range(NUM_IMAGES), drop_last=False)
     for misses in range(NUM_IMAGES, NUM_IMAGES + 4):
         hook.features.misses = misses
         hook.after_train_iter(
@@ -499,6 +499,17 @@ def test_the_warning_is_not_repeated_with_other_numbers(tmp_path, logged):
                 train_dataloader=loader,
                 logger=MMLogger.get_current_instance()))
     assert sum('costs more than it saves' in line for line in logged()) == 1
+
+
+def test_each_epoch_is_reported_where_the_last_batch_is_dropped(tmp_path):
+    logging.disable(logging.NOTSET)
+    made = runner(tmp_path)
+    made._train_dataloader.update(batch_size=3, drop_last=True)
+    made.train()
+    seen = NUM_IMAGES // 3 * 3
+    assert seen < NUM_IMAGES
+    log, = Path(made.work_dir).rglob('*.log')
+    assert log.read_text().count(f'of {seen} images were known') == 3
 
 
 def test_the_first_epoch_warns_of_nothing(tmp_path):

@@ -31,6 +31,16 @@ def test_rates_that_cannot_be_read_are_an_error(capsys, args, message):
         outline(capsys, *args)
 
 
+@pytest.mark.parametrize('option', ['--work-dir', '--out'])
+def test_a_folder_that_cannot_be_written_is_an_error(option, tmp_path):
+    (tmp_path / 'file').touch()
+    folders = {'--work-dir': tmp_path / 'work', '--out': tmp_path / 'out',
+               option: tmp_path / 'file/inside'}
+    args = [str(word) for pair in folders.items() for word in pair]
+    with pytest.raises(SystemExit, match=f'error: {option} .*cannot be writ'):
+        load_tool('compare').main([PLAN, '--jobs', '1', *args])
+
+
 def test_a_report_says_how_to_make_it_again(tmp_path):
     out = str(tmp_path / 'out')
     args = [PLAN, '--rates', '--out', out]

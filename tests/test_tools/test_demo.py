@@ -177,6 +177,15 @@ def test_another_base_is_refused(detector, tmp_path):
         CheckpointLoader.load_checkpoint(name)
 
 
+def test_a_config_that_is_not_tuned_is_refused(detector):
+    # Its own model would take the base and leave the tuners out.
+    config, tuned, base = detector
+    plain = Path(config).with_name('untuned.py')
+    plain.write_text(f'_base_ = {config!r}\nmodel = dict(tuning=None)\n')
+    with pytest.raises(ValueError, match='not tuned.*config of the training'):
+        CheckpointLoader.load_checkpoint(tuned_weights(plain, tuned, base))
+
+
 def test_a_tuned_checkpoint_alone_is_no_model(detector):
     config, tuned, _ = detector
     with pytest.raises(ValueError, match='tuned_weights'):
@@ -278,9 +287,13 @@ def test_files_that_hold_no_image_are_named_and_passed_over(
     shutil.copy(images[0], folder / 'good.jpg')
     (folder / 'cut.jpg').write_bytes(images[0].read_bytes()[:50])
     (folder / 'empty.png').touch()
-    demo(folder, config, '--tuned', tuned, '--out-dir', tmp_path / 'out')
+    # Resized as the pipeline says, it would be less than a pixel wide.
+    mmcv.imwrite(np.zeros((2, 4000, 3), np.uint8), str(folder / 'flat.png'))
+    demo(folder, config, '--tuned', tuned, '--out-dir', tmp_path / 'out',
+         '--batch-size', 2)
     shown = capsys.readouterr().out
     assert 'cut.jpg' in shown and 'empty.png' in shown and '1 pred' in shown
+    assert 'flat.png' in shown
     assert len(list((tmp_path / 'out/vis').iterdir())) == 1
 
 
@@ -316,6 +329,11 @@ def test_bad_input_gets_one_message(detector, classifier, images, tmp_path):
     (tmp_path / 'text.txt').write_text('text')
     unclosed = tmp_path / 'unclosed.py'
     unclosed.write_text('model = dict(')
+    untested, wrapped = tmp_path / 'untested.py', tmp_path / 'wrapped.py'
+    untested.write_text(f'_base_ = {config!r}\ntest_dataloader = None\n'
+                        'test_cfg = test_evaluator = None\n')
+    wrapped.write_text(f'_base_ = {config!r}\ntest_dataloader = dict(dataset='
+                       "dict(_delete_=True, type='ConcatDataset'))\n")
     image = images[0]
     for message, args in {
             'is no safetensors file': [image, config, '--tuned', base],
@@ -345,13 +363,18 @@ def test_bad_input_gets_one_message(detector, classifier, images, tmp_path):
                 image, config, '--checkpoint', classifier[2]
             ],
             "in line 1, 'model = dict('": [image, unclosed, *weights],
+            'untested.py has no test_dataloader.dataset.pipeline':
+            [image, untested, *weights],
+            'wrapped.py has no test_dataloader.dataset.pipeline':
+            [image, wrapped, *weights],
     }.items():
         assert message in error_of(*args), message
 
 
 def test_a_device_that_is_not_there_is_refused(detector):
     config, tuned, _ = detector
-    for device, message in (('gpu', 'no device'), ('cuda:99', 'not there')):
+    for device, message in (('gpu', 'no device'), ('cuda:99', 'not there'),
+                            ('mps', 'not there'), ('meta', 'not there')):
         with pytest.raises(ValueError, match=message):
             build_predictor(config, tuned_weights(config, tuned), device)
 
@@ -366,6 +389,11 @@ def test_the_tool_exports_what_onnxruntime_confirms(classifier, tmp_path,
         [config, '--tuned', tuned, '--out', str(out)])
     assert out.is_file()
     assert capsys.readouterr().out.count('onnxruntime against PyTorch') == 2
+    with pytest.raises(SystemExit, match='must be at least 1'):
+        load_tool('export_onnx').main([
+            config, '--tuned', tuned, '--out',
+            str(out), '--image-size', '0', '32'
+        ])
     with pytest.raises(SystemExit, match='takes no padding masks'):
         load_tool('export_onnx').main(
             [config, '--tuned', tuned, '--out', str(out), '--masks'])

@@ -4,12 +4,14 @@ import shutil
 
 import pytest
 import torch
+from mmengine.config import Config
 from runs import (ROOT, classification_config, detection_config, load_tool,
                   save_base)
 
 from etta_mm import save_tuned
 from etta_mm.engine import options
 from etta_mm.engine import save_base as save_base_weights
+from etta_mm.engine.convert import build_model
 from etta_mm.engine.launch import build_runner
 
 
@@ -20,7 +22,10 @@ def config(glyphs, tmp_path):
 
 @pytest.fixture
 def checkpoint(config, tmp_path):
-    return save_base(config, tmp_path / 'epoch_3.pth')
+    path = save_base(config, tmp_path / 'epoch_3.pth')
+    rest = dict(meta=dict(epoch=3), message_hub={}, optimizer={})
+    torch.save(dict(torch.load(path), **rest), path)
+    return path
 
 
 def parse(tool: str, *args):
@@ -137,6 +142,57 @@ def test_resume_takes_the_latest_checkpoint_or_the_one_named(
     cfg = check_train(config, '--work-dir', tmp_path, '--cfg-options',
                       f'load_from={other}')
     assert (cfg.resume, cfg.load_from) == (False, str(other))
+
+
+def test_latest_is_that_of_the_folder_and_not_of_the_one_it_was_copied_from(
+        config, checkpoint, tmp_path):
+    (tmp_path / 'last_checkpoint').write_text(str(checkpoint))
+    copied = shutil.copytree(tmp_path, tmp_path.with_name('a copy'))
+    cfg = check_train(config, '--work-dir', copied, '--resume')
+    assert cfg.load_from == str(copied / checkpoint.name)
+
+
+@pytest.mark.parametrize('absent', ['meta', 'message_hub', 'optimizer'])
+def test_resume_from_what_is_no_training_is_an_error(config, checkpoint,
+                                                     tmp_path, absent):
+    content = torch.load(checkpoint)
+    del content[absent]
+    torch.save(content, checkpoint)
+    with pytest.raises(ValueError, match=f'epoch_3.*it lacks {absent}.*load_'):
+        check_train(config, '--work-dir', tmp_path, '--resume', checkpoint)
+    check_train(config, '--work-dir', tmp_path, '--cfg-options',
+                f'load_from={checkpoint}')
+
+
+@pytest.mark.parametrize('tuning', [dict(), dict(tuning=None)],
+                         ids=['tuned', 'untuned'])
+def test_a_checkpoint_of_other_classes_is_neither_tested_nor_resumed(
+        glyphs, tmp_path, tuning):
+    path = detection_config(tmp_path / 'tiny.py', glyphs, model=tuning)
+    checkpoint = save_base(path, tmp_path / 'epoch_3.pth')
+    content = torch.load(checkpoint)
+    for key in list(content['state_dict']):
+        if 'cls_branches' in key:
+            content['state_dict'][key] = content['state_dict'][key][:2]
+    torch.save(dict(content, meta={}, message_hub={}, optimizer={}), checkpoint)
+    said = r'another model.*cls_branches.*\[2.* there and \[36.*num_classes'
+    with pytest.raises(ValueError, match=said):
+        check_test(path, checkpoint, '--work-dir', tmp_path)
+    with pytest.raises(ValueError, match=said):
+        check_train(path, '--work-dir', tmp_path, '--resume', checkpoint)
+    # As a base it will do: its head is another.
+    check_train(path, '--work-dir', tmp_path, '--cfg-options',
+                f'load_from={checkpoint}')
+
+
+def test_a_tuned_model_is_not_tested_without_its_tuners(glyphs, tmp_path):
+    path = detection_config(tmp_path / 'tiny.py', glyphs)
+    model = build_model(Config.fromfile(path))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'full.pth')
+    check_test(path, tmp_path / 'full.pth', '--work-dir', tmp_path)
+    with pytest.raises(ValueError, match='tensors of tuners.*no place'):
+        check_test(path, tmp_path / 'full.pth', '--work-dir', tmp_path,
+                   '--cfg-options', 'model.tuning=None')
 
 
 def test_a_config_that_says_resume_goes_on_or_starts_from_its_base(

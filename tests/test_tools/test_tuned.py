@@ -126,6 +126,14 @@ def test_apply_refuses_another_base_and_names_what_differs(case):
     assert not case.out.exists()
 
 
+def test_apply_refuses_a_config_that_is_not_tuned(case):
+    text = case.config.read_text()
+    case.config.write_text(text + "\nmodel['tuning'] = None\n")
+    message = run('apply', case.config, case.tuned, case.out)
+    assert 'not tuned' in message and 'config of the training' in message
+    assert not case.out.exists()
+
+
 def test_diff_of_a_file_and_its_copy_is_nothing(case, capsys):
     assert run('diff', case.tuned, case.tuned) == 0
     assert 'no difference' in capsys.readouterr().out
