@@ -164,20 +164,23 @@ def check_annotated(content: dict, classes: Sequence[str], path: str,
         'texts on one side and numbers on the other differ.')
 
 
-def _check_keys(content: dict, is_tested: bool, path: str, name: str) -> None:
-    """Raise ``ValueError`` unless images and annotations have what is read of
-    them: the last by pycocotools' evaluation."""
-    for kind, keys in (('images', ('id', 'file_name', 'width', 'height')),
-                       ('annotations', ('id', 'image_id', 'category_id',
-                                        'bbox', 'area') +
-                        ('iscrowd', ) * is_tested)):
-        for number, item in enumerate(content.get(kind, ())):
-            absent = [key for key in keys if key not in item]
-            if absent:
-                raise ValueError(
-                    f'{name}: {path} lacks {first(absent)} of '
-                    f'{kind}[{number}]. COCO\'s format asks for '
-                    f'{", ".join(keys)} of each.')
+def check_keys(content: dict, kind: str, keys: Sequence[str], path: str,
+               name: str) -> None:
+    """Raise ``ValueError`` unless each image or annotation has what is read.
+
+    Args:
+        content (dict): What :func:`read_coco` returns.
+        kind (str): ``images`` or ``annotations``.
+        keys (Sequence[str]): What each of them must have.
+        path (str): The annotation file.
+        name (str): Where what reads it stands in the config.
+    """
+    for number, item in enumerate(content.get(kind, ())):
+        absent = [key for key in keys if key not in item]
+        if absent:
+            raise ValueError(
+                f'{name}: {path} lacks {first(absent)} of {kind}[{number}]. '
+                f"COCO's format asks for {', '.join(keys)} of each.")
 
 
 def annotated(content: dict, classes: Sequence[str]) -> set:
@@ -208,7 +211,11 @@ def _check_coco(dataset: CocoDataset, name: str) -> None:
             f'{name} has data_prefix={dataset.data_prefix}, which '
             'lacks the folder of the images. Write data_prefix='
             "dict(img='FOLDER/').")
-    _check_keys(content, dataset.test_mode, dataset.ann_file, name)
+    check_keys(content, 'images', ('id', 'file_name', 'width', 'height'),
+               dataset.ann_file, name)
+    check_keys(content, 'annotations',
+               ('id', 'image_id', 'category_id', 'bbox', 'area'),
+               dataset.ann_file, name)
     images = _kept(dataset, content)
     if not images:
         raise ValueError(

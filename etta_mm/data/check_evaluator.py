@@ -5,7 +5,7 @@ from typing import Optional
 from mmdet.datasets import CocoDataset
 from mmengine.registry import METRICS
 
-from .check import check_annotated, first, read_coco
+from .check import check_annotated, check_keys, first, read_coco
 from .file import check_file
 from .unread import found_type, is_remote, leaves, unread
 
@@ -48,9 +48,12 @@ def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
         if (len(inside) == 1 and isinstance(inside[0], CocoDataset)
                 and _is_coco(metric) and not metric.get('format_only')):
             _check_same(metric['ann_file'], inside[0], name)
-            check_annotated(
-                read_coco(metric['ann_file'], name),
-                inside[0].metainfo['classes'], metric['ann_file'], name)
+            content = read_coco(metric['ann_file'], name)
+            check_annotated(content, inside[0].metainfo['classes'],
+                            metric['ann_file'], name)
+            # pycocotools asks for it where it compares boxes.
+            check_keys(content, 'annotations', ('iscrowd', ),
+                       metric['ann_file'], name)
 
 
 def _is_coco(metric: dict) -> bool:

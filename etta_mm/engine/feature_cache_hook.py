@@ -76,7 +76,7 @@ class FeatureCacheHook(Hook):
         seen = features.hits + features.misses
         loader = runner.train_dataloader
         share = math.ceil(len(loader.dataset) / get_world_size())
-        if loader.drop_last:
+        if getattr(loader, 'drop_last', False):
             share = min(share, len(loader) * loader.batch_size)
         if seen < share:
             return

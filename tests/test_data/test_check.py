@@ -288,20 +288,27 @@ def test_folders_of_other_names_to_validate_on_are_an_error(folders, tmp_path):
 
 @pytest.mark.parametrize('kind, key', [
     ('images', 'width'), ('images', 'file_name'), ('annotations', 'bbox'),
-    ('annotations', 'area'), ('annotations', 'id'), ('annotations', 'iscrowd')
+    ('annotations', 'area'), ('annotations', 'id')
 ])
 def test_what_coco_asks_for_is_missed_by_its_name(coco, tmp_path, kind, key):
     content = annotations_of(coco)
     del content[kind][1][key]
     bad = with_annotations(coco, tmp_path / 'bad.json', content)
     said = rf'x: .*bad.json lacks {key} of {kind}\[1\]'
-    with pytest.raises(ValueError, match=said):
-        check_dataset(dict(bad, test_mode=True), 'x')
-    if key == 'iscrowd':  # which the evaluation alone reads
-        check_dataset(bad)
-    else:
+    for is_tested in (False, True):
         with pytest.raises(ValueError, match=said):
-            check_dataset(bad, 'x')
+            check_dataset(dict(bad, test_mode=is_tested), 'x')
+
+
+def test_cocos_metric_asks_for_iscrowd(coco, tmp_path):
+    content = annotations_of(coco)
+    del content['annotations'][1]['iscrowd']
+    bad = with_annotations(coco, tmp_path / 'bad.json', content)
+    tested = dict(bad, test_mode=True)
+    check_dataset(tested)  # another metric may do without
+    with pytest.raises(ValueError, match=r'lacks iscrowd of annotations\[1\]'):
+        check_evaluator(dict(type='mmdet.CocoMetric',
+                             ann_file=bad['ann_file']), dataset=tested)
 
 
 @pytest.mark.parametrize('change', ['category_id', 'image_id', None, ''])

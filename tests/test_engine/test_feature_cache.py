@@ -491,7 +491,7 @@ def test_the_warning_is_not_repeated_with_other_numbers(tmp_path, logged):
     # The logger itself drops a warning that is repeated word for word.
     hook = FeatureCacheHook(str(tmp_path))
     hook.features = cached(tuned(), tmp_path)
-    loader = SimpleNamespace(dataset=range(NUM_IMAGES), drop_last=False)
+    loader = SimpleNamespace(dataset=range(NUM_IMAGES))
     for misses in range(NUM_IMAGES, NUM_IMAGES + 4):
         hook.features.misses = misses
         hook.after_train_iter(
