@@ -93,12 +93,14 @@ def _check_base(model: nn.Module, cfg: Config, is_whole: bool) -> None:
         if cfg.get('tuned_from') is None:  # whose loading asks for its base
             _warn_of_no_base(model)
         return
+    if osp.isdir(path):
+        return  # sharded, and read by the processes that share it
     allow_pickle(bool(cfg.get('allow_pickle', False)))
     try:
         checkpoint = CheckpointLoader.load_checkpoint(
             path, map_location='meta', logger='silent')
-        if is_whole and cfg.get('resume') and not osp.isdir(path):
-            _check_resumable(path, checkpoint)
+        if is_whole and cfg.get('resume'):
+            _check_resumable(checkpoint)
         state = checkpoint.get('state_dict', checkpoint)
         with warnings.catch_warnings():  # of copies to meta that do nothing
             warnings.simplefilter('ignore')
@@ -108,7 +110,7 @@ def _check_base(model: nn.Module, cfg: Config, is_whole: bool) -> None:
                  for key, t in state.items()},
                 strict=False)
         if is_whole:
-            _check_untuned(path, model, absent.unexpected_keys)
+            _check_no_tuners(model, absent.unexpected_keys)
             for name, root in tuned_roots(model).items():
                 _check_shapes(path, [(f'{name}.{key}' if name else key,
                                       list(there), list(here))
@@ -129,7 +131,7 @@ def _check_shapes(path: str, found: list) -> None:
             '(num_classes?), or another checkpoint')
 
 
-def _check_resumable(path: str, checkpoint: dict) -> None:
+def _check_resumable(checkpoint: dict) -> None:
     absent = [key for key in RESUMED if key not in checkpoint]
     if absent:
         raise ValueError(
@@ -139,7 +141,7 @@ def _check_resumable(path: str, checkpoint: dict) -> None:
             'resume')
 
 
-def _check_untuned(path: str, model: nn.Module, unexpected: list) -> None:
+def _check_no_tuners(model: nn.Module, unexpected: list) -> None:
     tuners = [key for key in unexpected if '.tuners.' in key]
     if tuners:
         raise ValueError(

@@ -185,6 +185,14 @@ def test_a_checkpoint_of_other_classes_is_neither_tested_nor_resumed(
                 f'load_from={checkpoint}')
 
 
+def test_a_sharded_checkpoint_is_left_to_the_processes_that_read_it(
+        config, tmp_path):
+    (tmp_path / 'epoch_3.pth').mkdir()
+    cfg = check_train(config, '--work-dir', tmp_path, '--resume',
+                      tmp_path / 'epoch_3.pth')
+    assert cfg.resume and cfg.load_from == str(tmp_path / 'epoch_3.pth')
+
+
 def test_a_tuned_model_is_not_tested_without_its_tuners(glyphs, tmp_path):
     path = detection_config(tmp_path / 'tiny.py', glyphs)
     model = build_model(Config.fromfile(path))
