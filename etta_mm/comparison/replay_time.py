@@ -150,7 +150,8 @@ def replay_time_page(rows: List[dict], jobs: int, command: str) -> str:
         command (str): What has made them.
     """
     cells, again = [], []
-    parts = {'claims': [0., 0.], 'final': [0., 0.], 'all': [0., 0.]}
+    parts = {name: [0., 0.]
+             for name in ('claims', 'final claims', 'final', 'all')}
     for row in rows:
         times = [outcome['wall_s'] for outcome in row['sampled'].values()]
         mean = sum(times) / len(times)
@@ -163,8 +164,11 @@ def replay_time_page(rows: List[dict], jobs: int, command: str) -> str:
         again += [[f'`{name}`', found['metric'], f'{found["recorded"]:.4g}',
                    f'{found["now"]:.4g}', f'{found["wall_s"]:.0f}']
                   for name, found in row['sampled'].items()]
-        for part, counts in (('claims', DEFAULTS not in row['replays']),
-                             ('final', row['role'] == 'final'), ('all', True)):
+        is_claimed = DEFAULTS not in row['replays']
+        is_final = row['role'] == 'final'
+        for part, counts in (('claims', is_claimed),
+                             ('final claims', is_claimed and is_final),
+                             ('final', is_final), ('all', True)):
             parts[part][0] += seconds * counts
             parts[part][1] += row['recorded_s'] * counts
     spent = sum(found['wall_s'] for row in rows
@@ -181,10 +185,12 @@ def replay_time_page(rows: List[dict], jobs: int, command: str) -> str:
         'All comparisons, on a machine that does nothing else, by a random '
         'sample of their runs, trained and tested again:', '', '```shell',
         command, '```', '',
-        'The plans that replay the claims, three seeds a method, with the '
-        f'searches of the learning rates: {hours("claims")}.', '',
-        'With the plans for the choice of defaults, everything at the rates '
-        'that are known by now (`tools/compare.py PLAN --rates`): '
+        'The plans that replay the claims, three seeds a method, at the '
+        'learning rates that are known by now (`tools/compare.py PLAN '
+        f'--rates`): {hours("final claims")}.', '',
+        'With the searches of the learning rates once more: '
+        f'{hours("claims")}.', '',
+        'With the plans for the choice of defaults as well, at known rates: '
         f'{hours("final")}.', '',
         f'Everything with its searches: {hours("all")}.', '',
         *table(list(COLUMNS), cells), '',

@@ -65,9 +65,10 @@ def test_the_estimate_weighs_each_mean_by_its_runs():
              recorded_s=3600., sampled={'u': took(720.)})
     ]
     page = replay_time_page(rows, 2, 'make it')
-    for words in ('searches of the learning rates: **2.0 h of runs, 2 at once: '
-                  '1.0 h**', 'machines: 3.0 h, 1.5 h)', '--rates`): **4.0 h of '
-                  'runs, 2 at once: 2.0 h**', 'machines: 2.0 h, 1.0 h)',
+    for words in ('--rates`): **1.0 h of runs, 2 at once: 0.5 h**',
+                  'machines: 1.0 h, 0.5 h)', 'once more: **2.0 h of runs, 2 '
+                  'at once: 1.0 h**', 'machines: 3.0 h, 1.5 h)', 'known rates: '
+                  '**4.0 h of runs, 2 at once: 2.0 h**', '2.0 h, 1.0 h)',
                   'its searches: **5.0 h of runs, 2 at once: 2.5 h**',
                   'machines: 4.0 h, 2.0 h)', 'The sample, 4 runs in 0.60 h',
                   '| a | C1 | search | 10 | 720 | 2 | 360 | 1.00 |',
