@@ -82,33 +82,38 @@ def test_it_is_killed(tmp_path, slot):
     assert process.poll() == -signal.SIGKILL
 
 
-def test_it_ends_with_who_started_it(tmp_path, slot):
+def test_both_kinds_end_with_who_started_them(tmp_path):
     (tmp_path / 'tool.py').write_text(
-        'import os, time\nopen("pid.part", "w").write(str(os.getpid()))\n'
-        'os.rename("pid.part", "pid")\ntime.sleep(1000)')
+        'import os, sys, time\n'
+        'open("part" + sys.argv[1], "w").write(str(os.getpid()))\n'
+        'os.rename("part" + sys.argv[1], sys.argv[1])\ntime.sleep(1000)')
     script = tmp_path / 'parent.py'
     script.write_text(f'''
-import time
+import os, time
 from pathlib import Path
 from etta_mm.comparison import Slot
 from etta_mm.comparison.process import start
 if __name__ == '__main__':
     here = Path({str(tmp_path)!r})
-    start(here / 'tool.py', [], here, here / 'log', {slot!r})
-    time.sleep(100)
+    cores = tuple(os.sched_getaffinity(0))
+    for name, fork in ('new', False), ('forked', True):
+        start(here / 'tool.py', [name], here, here / 'log',
+              Slot(cores, None, 'CPU', fork))
+    time.sleep(1000)
 ''')
     parent = subprocess.Popen([sys.executable, str(script)], cwd=ROOT)
+    tools = []
     try:
-        wait_for((tmp_path / 'pid').exists)
-        tool = psutil.Process(int((tmp_path / 'pid').read_text()))
+        for name in ('new', 'forked'):
+            wait_for((tmp_path / name).exists)
+            tools.append(psutil.Process(int((tmp_path / name).read_text())))
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-    try:
-        tool.wait(TIMEOUT)
-    except psutil.TimeoutExpired:
+    _, alive = psutil.wait_procs(tools, TIMEOUT)
+    for tool in alive:
         tool.kill()
-        raise
+    assert not alive
 
 
 def test_slots_are_forked_on_a_cpu_alone(monkeypatch):
