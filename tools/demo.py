@@ -55,7 +55,8 @@ def run(args) -> None:
         build_predictor(args.config, weights, args.device), args.source,
         args.out_dir, args.batch_size, args.pred_score_thr)
     for path in unreadable:
-        print(f'passed over, since it holds no image, or none that the pipeline can prepare: {path}')
+        print('passed over, since it holds no image, or none that the '
+              f'pipeline can prepare: {path}')
     print(f'{number} predicted, in {args.out_dir}')
 
 
