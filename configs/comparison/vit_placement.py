@@ -19,7 +19,7 @@ def _adapter_at(place):
     return dict(
         name=f'parallel adapter, {place}',
         config='configs/glyphs/et_vit_glyphs.py',
-        lr=[1e-3, 3e-3, 1e-2],
+        lr=[1e-2, 3e-2],
         budgets=[
             dict(
                 options={

@@ -28,7 +28,7 @@ methods = [
             'model.backbone.tuning': dict(
                 _delete_=True, attn=dict(type='Prefix', num_prefix=10))
         },
-        lr=[1e-3, 3e-3, 1e-2],
+        lr=[1e-2, 3e-2],
         budgets=_budgets),
     dict(
         name='scaled prefix',
@@ -37,7 +37,7 @@ methods = [
             'model.backbone.tuning': dict(
                 _delete_=True, attn=dict(type='ScaledPrefix', num_prefix=10))
         },
-        lr=[1e-3, 3e-3, 1e-2],
+        lr=[1e-2, 3e-2],
         budgets=_budgets),
 ]
 quick = dict(seeds=[0], budgets=[0, 3], epochs=1, search=False)

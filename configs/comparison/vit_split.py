@@ -24,7 +24,7 @@ methods = [
             f'{_tuning}.ffn.bottleneck_dims': b,
             f'{_tuning}.attn.num_prefix': l
         },
-        lr=[1e-3, 3e-3, 1e-2])
+        lr=[1e-2, 3e-2])
     for b, l in [(62, 2), (56, 8), (32, 32), (2, 62)]
 ]
 quick = dict(
