@@ -10,6 +10,7 @@ It puts :func:`etta_mm.layers.sampling.sample` in the place of mmcv's fallback
 for machines without a GPU, for every model of the process; what that cannot do
 (half precision, tracing, compilation) is left to mmcv, and so is CUDA.
 """
+import torch
 from mmcv.ops import multi_scale_deform_attn as mmcv_module
 
 from .layers.sampling import can_sample, sample
@@ -21,7 +22,8 @@ def sample_if_possible(value, value_spatial_shapes, sampling_locations,
                        attention_weights):
     """The faster way, or mmcv's where that is none."""
     function = fallback
-    if can_sample(value, sampling_locations, attention_weights):
+    # The exported models' sizes are plain numbers.
+    if torch.is_tensor(value_spatial_shapes) and can_sample(value, sampling_locations, attention_weights):
         function = sample
     return function(value, value_spatial_shapes, sampling_locations,
                     attention_weights)

@@ -47,6 +47,35 @@ def check_num_classes(model: dict, dataset: dict,
                     f'to the {number} names that the model tells apart.')
 
 
+def check_one_hot(cfg: dict, dataset: dict, name: str = 'dataset') -> None:
+    """Raise ``ValueError`` unless labels that the data preprocessor makes one
+    number for each class (for Mixup, CutMix) are as many as the classes.
+
+    Args:
+        cfg (dict): The config of the run. It stays as it is.
+        dataset (dict): Config of the data set, which has passed
+            :func:`~etta_mm.data.check.check_dataset`. It stays as it is.
+        name (str): Where the data set stands in the config.
+    """
+    model, key = cfg.get('model') or {}, 'data_preprocessor'
+    if model.get(key) is not None:
+        preprocessor, key = model[key], f'model.{key}'
+    else:
+        preprocessor = cfg.get(key) or {}
+    number = preprocessor.get('num_classes')
+    mixes = (model.get('train_cfg') or {}).get('augments')
+    if number is None or not (mixes or preprocessor.get('to_onehot')
+                              or preprocessor.get('batch_augments')):
+        return
+    for leaf, where in leaves(dataset, name):
+        classes = _classes(unread(leaf))
+        if classes and len(classes) != number:
+            raise ValueError(
+                f'{where} has {len(classes)} classes ({first(classes)}), and '
+                f'{key}.num_classes is {number}. Set {key}.num_classes='
+                f'{len(classes)}: labels are mixed as one number for each')
+
+
 def check_same_classes(train: dict, val: dict) -> None:
     """Raise ``ValueError`` if class folders to train on have other names than
     those to validate on.

@@ -68,6 +68,7 @@ def load_base(filename: str, map_location=None) -> dict:
         ValueError: If it is no safetensors file, cut short, or a tuned
             checkpoint, which alone is no model.
     """
+    filename = os.path.expanduser(filename)
     if not Path(filename).is_file():
         raise FileNotFoundError(f'{filename} can not be found.')
     header, tensors = read_tensors(filename)

@@ -12,6 +12,8 @@ from .feature_cache import FeatureCache
 from .fingerprint import base_dtypes, fingerprint, tensors_fingerprint
 
 PARTS = ('backbone', 'neck')
+#: Attributes of a module that do not tell what it computes.
+UNSEEN = ('training', 'init_cfg')
 ADVICE = 'Train without the feature cache, or leave them frozen'
 
 
@@ -200,7 +202,7 @@ def _structure(module: nn.Module) -> Iterator[str]:
         settings = {
             key: value
             for key, value in sorted(vars(child).items())
-            if key[0] != '_' and key != 'training' and _is_plain(value)
+            if key[0] != '_' and key not in UNSEEN and _is_plain(value)
         }
         yield f'{name}: {type(child).__name__} {settings}'
 
@@ -208,6 +210,8 @@ def _structure(module: nn.Module) -> Iterator[str]:
 def _is_plain(value) -> bool:
     if isinstance(value, (tuple, list)):
         return all(_is_plain(v) for v in value)
+    if isinstance(value, dict):  # an FPN's upsample_cfg
+        return _is_plain([*value, *value.values()])
     return value is None or isinstance(value, (bool, int, float, str))
 
 

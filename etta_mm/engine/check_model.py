@@ -14,11 +14,14 @@ from ..layers.frozen import FrozenStatistics
 from ..tuners import Tuner
 from .base_weights import allow_pickle
 from .check_strategy import check_strategy
+from .config_type import type_name
 from .meta_model import build_on_meta
 from .tuned_checkpoint import tuned_roots
 from .user_error import is_ours, message
 
 
+#: Types of ``init_cfg`` that load a checkpoint, by name and by class.
+LOADED = {'Pretrained', 'PretrainedInit'}
 #: What mmengine's Runner resumes from, beside the weights.
 RESUMED = ('meta', 'message_hub', 'optimizer')
 #: As torch says it of a tensor whose shape is another than the model's.
@@ -35,7 +38,7 @@ def check_model(cfg: Config, is_whole: bool = False) -> None:
     architecture) become one message. Frozen parts for which no base is named
     are warned of: they would stay random numbers. What other packages raise is left to the
     run itself, whose traceback says more; so is a model that cannot be built
-    on the meta device.
+    on the meta device, which is warned of.
 
     Args:
         cfg (Config): The config of a run. It stays as it is.
@@ -51,6 +54,9 @@ def check_model(cfg: Config, is_whole: bool = False) -> None:
         model = build_on_meta(cfg)
     except Exception as error:
         _raise_ours(error, 'model')
+        warnings.warn(
+            'model and checkpoint are not compared before the run, as the '
+            f'model cannot be built without its numbers: {error}')
         return
     is_tuned = any(isinstance(module, Tuner) for module in model.modules())
     check_strategy(cfg, is_tuned)
@@ -64,7 +70,7 @@ def _check_precision(model: nn.Module, cfg: Config) -> None:
     if get_device() != 'cuda':
         return
     wrapper = cfg.get('optim_wrapper') or {}
-    if (wrapper.get('type') == 'AmpOptimWrapper'
+    if (type_name(wrapper) == 'AmpOptimWrapper'
             and wrapper.get('dtype') == 'bfloat16' and any(
                 isinstance(module, FocalLoss) and module.use_sigmoid
                 and not module.activated for module in model.modules())):
@@ -104,8 +110,7 @@ def _check_base(model: nn.Module, cfg: Config, is_whole: bool) -> None:
         state = checkpoint.get('state_dict', checkpoint)
         with warnings.catch_warnings():  # of copies to meta that do nothing
             warnings.simplefilter('ignore')
-            # torch.Tensor(SIZE) heeds no device: Deformable DETR's level_embed.
-            absent = model.to('meta').load_state_dict(
+            absent = model.load_state_dict(
                 {key.removeprefix('module.'): t
                  for key, t in state.items()},
                 strict=False)
@@ -153,7 +158,7 @@ def _check_no_tuners(model: nn.Module, unexpected: list) -> None:
 def _warn_of_no_base(model: nn.Module) -> None:
     loaded = tuple(
         f'{name}.' if name else '' for name, module in model.named_modules()
-        if 'Pretrained' in _init_types(module))
+        if LOADED & _init_types(module))
     random = [
         name for name, parameter in model.named_parameters()
         if not (parameter.requires_grad or name.startswith(loaded))
@@ -167,12 +172,12 @@ def _warn_of_no_base(model: nn.Module) -> None:
             '--cfg-options load_from=FILE.')
 
 
-def _init_types(module: nn.Module) -> list:
+def _init_types(module: nn.Module) -> set:
     cfgs = getattr(module, 'init_cfg', None) or []
-    return [
-        cfg.get('type')
+    return {
+        type_name(cfg)
         for cfg in (cfgs if isinstance(cfgs, (list, tuple)) else [cfgs])
-    ]
+    }
 
 
 def _raise_ours(error: Exception, what: str) -> None:

@@ -2,6 +2,8 @@
 import torch
 from mmengine.config import Config
 
+from .config_type import type_name
+
 WHOLE = ('{}; leave out runner_type and strategy for this (the config without '
          'configs/etta/_base_/fsdp.py)')
 
@@ -27,7 +29,7 @@ def check_strategy(cfg: Config, is_tuned: bool) -> None:
             WHOLE.format(f'tuned checkpoint {str(cfg.tuned_from)!r} with '
                          "runner_type='FlexibleRunner', which loads .pth "
                          'files only: give the .pth beside it'))
-    kind = (strategy or {}).get('type')
+    kind = type_name(strategy)
     if kind == 'FSDPStrategy' and is_tuned:
         raise ValueError(
             "strategy.type='FSDPStrategy' shards frozen and trained "
@@ -53,7 +55,7 @@ def check_strategy(cfg: Config, is_tuned: bool) -> None:
             WHOLE.format("strategy.type='ETFSDPStrategy' shares a model among "
                          'processes, and this is one alone: use '
                          'tools/dist_train.sh or tools/slurm_train.sh'))
-    hooks = [hook.get('type') for hook in cfg.get('custom_hooks') or []]
+    hooks = [type_name(hook) for hook in cfg.get('custom_hooks') or []]
     if 'EMAHook' in hooks:
         raise ValueError(
             WHOLE.format("strategy.type='ETFSDPStrategy' with EMAHook, which "

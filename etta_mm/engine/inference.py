@@ -22,6 +22,7 @@ from rich.progress import track
 
 from .media import (DRAWN, PREDICTED, VideoWriter, check_targets, find_images,
                     is_video, open_video, read_image, write_json_list)
+from .task import CLASSIFICATION, DETECTION, task_scope
 
 #: Smaller pictures are enlarged before a class is written on them, to this
 #: length of the short side in pixels.
@@ -144,9 +145,11 @@ def build_predictor(config: str, weights: str, device: Optional[str] = None):
     """
     device = _check_device(get_device() if device is None else device)
     cfg = Config.fromfile(config)
-    predictors = dict(
-        mmdet=DetectionPredictor, mmpretrain=ClassificationPredictor)
-    scope = cfg.get('default_scope')
+    predictors = {
+        DETECTION: DetectionPredictor,
+        CLASSIFICATION: ClassificationPredictor
+    }
+    scope = task_scope(cfg)
     if scope not in predictors:
         raise ValueError(f'default_scope of {config} is {scope!r}; known are '
                          f'{", ".join(predictors)}')

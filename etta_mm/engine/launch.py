@@ -29,6 +29,7 @@ from .checkpoint_hook import AtomicCheckpointHook
 from .resume import resume_tuned
 from .training_state_hook import TrainingStateHook
 from .tuned_checkpoint import load_tuned
+from .tuned_file import plain_metainfo
 
 #: Where each launcher tells a process its rank, local rank and world size.
 RANK_VARIABLES = dict(
@@ -159,4 +160,5 @@ def _classes(loop: Optional[BaseLoop]) -> Optional[Sequence[str]]:
     """The classes of the data of a loop; None where there are none."""
     if loop is None:
         return None
-    return getattr(loop.dataloader.dataset, 'metainfo', {}).get('classes')
+    metainfo = getattr(loop.dataloader.dataset, 'metainfo', {})
+    return plain_metainfo(metainfo).get('classes')

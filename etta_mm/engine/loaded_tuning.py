@@ -176,7 +176,9 @@ def _holders(model: nn.Module, path: str) -> List[Tuple[str, str]]:
 def _take(base: nn.Module, tuned: nn.Module, metadata: dict,
           tensors: Dict[str, Tensor],
           modules: Dict[str, nn.Module]) -> LoadedTuning:
-    """Take from the tuned copy what is not the base's."""
+    """Take from the tuned copy what is not the base's, frozen: it is there to
+    predict, and a pass outside of ``no_grad`` should keep no graph."""
+    tuned.requires_grad_(False)
     state = tuned.state_dict(keep_vars=True)
     ours = {id(state[key]) for key in tensors}
     tuning = LoadedTuning(metadata)

@@ -5,6 +5,18 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
+from torch.overrides import TorchFunctionMode
+
+
+class _RatesOnCpu(TorchFunctionMode):
+    """Leave ``torch.linspace`` its numbers: most backbones with random depth
+    read their rates from it while they are built."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.linspace:
+            kwargs.setdefault('device', 'cpu')
+        return func(*args, **kwargs)
 
 
 def build_on_meta(cfg: Config) -> nn.Module:
@@ -27,5 +39,7 @@ def build_on_meta(cfg: Config) -> nn.Module:
         model.setdefault('data_preprocessor',
                          copy.deepcopy(cfg.data_preprocessor))
     scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
-    with scope, torch.device('meta'):
-        return MODELS.build(model)
+    with scope, torch.device('meta'), _RatesOnCpu():
+        model = MODELS.build(model)
+    # torch.Tensor(SIZE) heeds no device: Deformable DETR's level_embed.
+    return model.to('meta')

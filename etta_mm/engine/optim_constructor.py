@@ -40,11 +40,27 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def merge_groups(groups: List[dict]) -> List[dict]:
-    """Join the groups whose settings are equal, in the order of the first."""
+    """Join the groups whose settings are equal, in the order of the first.
+
+    Raises:
+        ValueError: If a parameter, shared by two modules, is in two of them.
+    """
     merged: Dict[tuple, dict] = {}
+    keys: Dict[int, tuple] = {}
     for group in groups:
         settings = {k: v for k, v in group.items() if k != 'params'}
         key = tuple(sorted((k, repr(v)) for k, v in settings.items()))
         merged.setdefault(key, dict(params=[], **settings))
+        for parameter in group['params']:
+            known = keys.setdefault(id(parameter), key)
+            if known != key:
+                raise ValueError(
+                    'optim_wrapper.paramwise_cfg: a parameter of shape '
+                    f'{list(parameter.shape)} that modules share has other '
+                    f'settings as part of one, {dict(known)}, than of another, '
+                    f'{dict(key)}. Set paramwise_cfg.bypass_duplicate=True to '
+                    'take the first')
         merged[key]['params'] += group['params']
+    for group in merged.values():  # once each, or a step would be two
+        group['params'] = list(dict.fromkeys(group['params']))
     return list(merged.values())

@@ -23,7 +23,6 @@ import os.path as osp
 from pathlib import Path
 from typing import Optional
 
-import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
@@ -32,12 +31,14 @@ from mmengine.runner import find_latest_checkpoint
 
 from etta_mm.data.check import check_dataset
 from etta_mm.data.check_evaluator import check_evaluator
-from etta_mm.data.check_num_classes import (check_num_classes,
+from etta_mm.data.check_num_classes import (check_num_classes, check_one_hot,
                                             check_same_classes)
 from etta_mm.data.file import check_file, check_folder_writable
 
 from .check_model import check_model
+from .config_type import type_name
 from .launch import RANK_VARIABLES
+from .task import draw, dump_predictions, set_loaders
 from .training_state import state_path
 from .tuned_file import is_tuned
 
@@ -106,8 +107,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = osp.join('./work_dirs', Path(args.config).stem)
-    if cfg.get('default_scope') == 'mmpretrain':
-        _set_classification_loaders(cfg)
+    set_loaders(cfg)
     return cfg
 
 
@@ -179,14 +179,14 @@ def testing_config(args: argparse.Namespace) -> Config:
         cfg.load_from = args.checkpoint
     cfg.resume = False  # a config that a resumed run has written says True
     if args.show or args.show_dir:
-        _draw(cfg, args.show, args.show_dir, args.wait_time)
+        draw(cfg, args.show, args.show_dir, args.wait_time)
     if args.out is not None:
         if not args.out.endswith(('.pkl', '.pickle')):
             raise ValueError(f'--out {args.out!r} must end with .pkl or '
                              '.pickle: predictions are pickled.')
         check_folder_writable(
             osp.dirname(args.out) or '.', 'The folder of --out')
-        _dump_predictions(cfg, args.out)
+        dump_predictions(cfg, args.out)
     _check_data(cfg, 'test')
     check_model(cfg, 'tuned_from' not in cfg)
     check_folder_writable(cfg.work_dir, 'work_dir')
@@ -209,7 +209,7 @@ def _set_precision(cfg: Config, amp: bool) -> None:
     if amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper' \
+    if type_name(cfg.get('optim_wrapper')) == 'AmpOptimWrapper' \
             and get_device() not in AMP_DEVICES:
         raise ValueError(
             'Automatic mixed precision (--amp, or optim_wrapper.type='
@@ -266,45 +266,6 @@ def _is_tuned(path: str) -> bool:
     return is_tuned(path)
 
 
-def _set_classification_loaders(cfg: Config) -> None:
-    for split in ('train', 'val', 'test'):
-        loader = cfg.get(f'{split}_dataloader')
-        if loader is not None:
-            loader.setdefault('collate_fn', dict(type='default_collate'))
-            loader.setdefault('pin_memory', torch.cuda.is_available())
-            loader.setdefault('persistent_workers',
-                              loader.get('num_workers', 0) > 0)
-
-
-def _draw(cfg: Config, show: bool, show_dir: Optional[str],
-          wait_time: float) -> None:
-    hook = cfg.get('default_hooks', {}).get('visualization')
-    if hook is None:
-        raise ValueError(
-            '--show and --show-dir need the hook that draws: set default_hooks.'
-            "visualization to dict(type='DetVisualizationHook') for detection, "
-            "dict(type='VisualizationHook') for classification.")
-    if cfg.get('default_scope') == 'mmpretrain':
-        hook.update(enable=True, interval=1, out_dir=show_dir)
-    else:
-        hook.update(draw=True, test_out_dir=show_dir)
-    hook.update(show=show, wait_time=wait_time)
-
-
-def _dump_predictions(cfg: Config, out: str) -> None:
-    dump = dict(
-        type='DumpDetResults'
-        if cfg.get('default_scope') == 'mmdet' else 'DumpResults',
-        out_file_path=out)
-    evaluator = cfg.test_evaluator
-    if isinstance(evaluator, dict) and 'metrics' in evaluator:
-        evaluator.metrics = [*evaluator.metrics, dump]
-    elif isinstance(evaluator, dict):
-        cfg.test_evaluator = [evaluator, dump]
-    else:
-        cfg.test_evaluator = [*evaluator, dump]
-
-
 def _check_data(cfg: Config, *splits: str) -> None:
     """Check data sets and metrics, once a machine: disks may differ."""
     if cfg.launcher != 'none':
@@ -321,6 +282,7 @@ def _check_data(cfg: Config, *splits: str) -> None:
             name = f'{split}_dataloader.dataset'
             check_dataset(dataset, name)
             check_num_classes(cfg.get('model'), dataset, name)
+            check_one_hot(cfg, dataset, name)
             check_evaluator(
                 cfg.get(f'{split}_evaluator'), f'{split}_evaluator', dataset)
         if len(datasets) > 1:

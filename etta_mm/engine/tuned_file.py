@@ -8,7 +8,7 @@ it is used before it has been checked.
 import hashlib
 import json
 from pathlib import Path
-from typing import Dict, Tuple
+from typing import Dict, Sequence, Tuple, Union
 
 import torch
 from mmengine.registry import MODELS
@@ -238,12 +238,22 @@ def file_classes(metadata: dict):
     return meta.get('classes') if isinstance(meta, dict) else None
 
 
-def plain_metainfo(metainfo: dict) -> dict:
+def plain_metainfo(metainfo: Union[dict, Sequence[dict]]) -> dict:
     """The part of a data set's metainfo that JSON can hold.
 
     Args:
-        metainfo (dict): Of the data set, or of a checkpoint trained on it.
+        metainfo (dict | Sequence[dict]): Of the data set, or of a checkpoint
+            trained on it; of data sets that mmdet's ``ConcatDataset`` joins,
+            one for each if they differ: then what all have alike.
     """
+    if not isinstance(metainfo, dict):
+        first, *others = map(plain_metainfo, metainfo)
+        return {
+            key: value
+            for key, value in first.items() if all(
+                json.dumps(other.get(key)) == json.dumps(value)
+                for other in others)
+        }
     plain = {}
     for key, value in metainfo.items():
         if isinstance(value, (str, int, float, list, tuple)):

@@ -15,6 +15,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import CheckpointLoader
 
 from etta_mm.data.file import check_file
+from etta_mm.data.unread import found_type
 
 from .convert import build_tuned_model
 from .tuned_file import file_classes, read_metadata
@@ -98,6 +99,6 @@ def _test_metainfo(cfg: Config) -> Optional[dict]:
     metainfo = dataset.get('metainfo') or {}
     if 'classes' not in metainfo and 'type' in dataset:
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-            cls = DATASETS.get(dataset['type'])
+            cls = found_type(dataset, DATASETS)
         metainfo = getattr(cls, 'METAINFO', {})
     return dict(metainfo) if 'classes' in metainfo else None

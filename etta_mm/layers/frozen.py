@@ -4,8 +4,9 @@ A batch norm that is not trained must not drift either, so it stays in eval
 whatever ``train()`` says. Like the sublayers, such a layer takes the class of
 this module in place.
 """
+from functools import lru_cache
+
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 
 class FrozenStatistics:
@@ -14,6 +15,14 @@ class FrozenStatistics:
     def train(self, mode: bool = True):
         """Stay in eval, whatever ``mode`` says; return self."""
         return super().train(False)
+
+    def __reduce_ex__(self, protocol):
+        """Pickle by the layer's own class where this one was made for it and
+        has no importable name."""
+        own = vars(type(self)).get('layer_class')
+        if own is None:
+            return super().__reduce_ex__(protocol)
+        return _new, (own, ), self.__dict__
 
 
 class FrozenBatchNorm1d(FrozenStatistics, nn.BatchNorm1d):
@@ -39,23 +48,24 @@ class FrozenInstanceNorm2d(FrozenStatistics, nn.InstanceNorm2d):
 _FROZEN = {cls.__mro__[2]: cls for cls in FrozenStatistics.__subclasses__()}
 
 
-def freeze_statistics(module: nn.Module) -> None:
-    """Freeze the running statistics of ``module`` itself, if it has any.
+@lru_cache(maxsize=None)
+def frozen_class(cls: type) -> type:
+    """The class ``cls`` in eval for good, with whatever else its forward does
+    (an activation, as in timm's ``BatchNormAct2d``)."""
+    return _FROZEN.get(cls) or type(
+        f'Frozen{cls.__name__}', (FrozenStatistics, cls),
+        dict(layer_class=cls))
 
-    Raises:
-        TypeError: If it keeps statistics in a class that is not known here.
-    """
-    if not (isinstance(module, _NormBase) and module.track_running_stats):
+
+def _new(cls: type) -> nn.Module:
+    cls = frozen_class(cls)
+    return cls.__new__(cls)
+
+
+def freeze_statistics(module: nn.Module) -> None:
+    """Freeze the running statistics of ``module`` itself, if it has any."""
+    if (module._buffers.get('running_mean') is None
+            or isinstance(module, FrozenStatistics)):
         return
-    if isinstance(module, FrozenStatistics):
-        return
-    # Subclasses that only carry a name of their own are frozen as well.
-    for cls in type(module).__mro__:
-        if cls in _FROZEN:
-            module.__class__ = _FROZEN[cls]
-            module.eval()
-            return
-    raise TypeError(
-        f'{type(module).__name__} keeps running statistics and cannot be '
-        'frozen; name the module that holds it in train, or use one of ' +
-        ', '.join(c.__name__ for c in _FROZEN))
+    module.__class__ = frozen_class(type(module))
+    module.eval()

@@ -8,7 +8,7 @@ import pytest
 from etta_mm.data import CLASSES, make_glyphs
 from etta_mm.data.check import check_dataset
 from etta_mm.data.check_evaluator import check_evaluator
-from etta_mm.data.check_num_classes import (check_num_classes,
+from etta_mm.data.check_num_classes import (check_num_classes, check_one_hot,
                                             check_same_classes)
 from etta_mm.data.file import check_file, check_folder_writable
 
@@ -426,6 +426,35 @@ def test_another_number_of_classes_in_the_model_is_an_error(
     for named in (folders, {**folders, 'metainfo': None}):
         with pytest.raises(ValueError, match=r'model\.head\.num_classes is'):
             check_num_classes(dict(head=wrong), named)
+
+
+@pytest.mark.parametrize('model, preprocessor', [
+    (dict(train_cfg=dict(augments=dict(type='Mixup'))), {}),
+    ({}, dict(to_onehot=True)),
+    ({}, dict(batch_augments=dict(augments='CutMix'))),
+])
+def test_mixed_labels_of_another_number_of_classes_are_an_error(
+        folders, model, preprocessor):
+    wrong = dict(preprocessor, num_classes=1000)
+    for key, cfg in (('', dict(model=model, data_preprocessor=wrong)),
+                     ('model.',
+                      dict(model=dict(model, data_preprocessor=wrong)))):
+        with pytest.raises(
+                ValueError,
+                match=rf'x has 36 classes.*, and {key}data_preprocessor\.'
+                rf'num_classes is 1000\. Set {key}data_preprocessor\.'):
+            check_one_hot(cfg, folders, 'x')
+    check_one_hot(
+        dict(model=model, data_preprocessor=dict(wrong, num_classes=36)),
+        folders)
+
+
+def test_labels_that_nothing_mixes_may_be_of_any_number(folders):
+    for model in (dict(train_cfg=None), dict(train_cfg=dict(augments=None))):
+        check_one_hot(
+            dict(model=model, data_preprocessor=dict(num_classes=1000)),
+            folders)
+    check_one_hot({}, folders)
 
 
 @pytest.mark.parametrize('inside', ['a_file', '/proc'])

@@ -192,6 +192,7 @@ def test_switching_equals_a_fresh_load_bit_for_bit(host_name, files):
         bank.use(name)
         fresh = copy.deepcopy(HOSTS[host_name].base())
         load_tuned(fresh, files(host_name)[name])
+        fresh.requires_grad_(False)
         outputs.append(run(bank.model, data))
         assert_close(outputs[-1], run(fresh, data), rtol=0, atol=0)
         assert_close(
@@ -202,6 +203,17 @@ def test_switching_equals_a_fresh_load_bit_for_bit(host_name, files):
     assert any(
         not torch.equal(a, b)
         for a, b in zip(leaves(outputs[0]), leaves(outputs[1])))
+
+
+@pytest.mark.parametrize('host_name', MAIN)
+def test_what_is_used_keeps_no_graph(host_name, files):
+    with torch.inference_mode():  # even of what was loaded in there
+        bank = filled(host_name, files)
+    data = batch_of(host_name)
+    for name in ('adapters', 'loras'):
+        bank.use(name)
+        out = bank.model(**data, mode='tensor')
+        assert not any(t.requires_grad for t in leaves(out))
 
 
 @pytest.mark.parametrize('host_name', MAIN)

@@ -141,6 +141,13 @@ def test_a_tuned_model_loads_it_as_its_base(tmp_path):
     assert_close({k: state[k] for k in expected}, expected, rtol=0, atol=0)
 
 
+def test_it_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    save_base(tiny(), tmp_path / 'base.safetensors')
+    found = CheckpointLoader.load_checkpoint('~/base.safetensors')
+    assert set(found['state_dict']) == set(tiny().state_dict())
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='none.safetensors'):
         CheckpointLoader.load_checkpoint(str(tmp_path / 'none.safetensors'))

@@ -3,9 +3,14 @@ import copy
 import warnings
 
 import pytest
-from hosts import HOSTS
+import torch
+from hosts import HOSTS, zoo
+from mmcv.cnn.bricks import DropPath
 from mmengine.config import Config
+from mmengine.model import PretrainedInit
+from mmengine.optim import AmpOptimWrapper
 
+from etta_mm.engine import build_on_meta
 from etta_mm.engine import check_model as module
 from etta_mm.engine.check_model import check_model
 
@@ -91,3 +96,42 @@ def test_the_config_stays_as_it_is():
     before = copy.deepcopy(cfg.to_dict())
     check_model(cfg)
     assert cfg.to_dict() == before
+
+
+def test_a_model_that_reads_numbers_while_it_is_built_is_checked(tmp_path):
+    """Most backbones with random depth read its rates from a tensor."""
+    swin = zoo('mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py')
+    swin.backbone.arch = dict(
+        embed_dims=8, depths=[2] * 4, num_heads=[1, 2, 4, 8])
+    swin.head.in_channels = 64
+    cfg = Config(dict(model=swin, default_scope='mmpretrain'))
+    model = build_on_meta(cfg)
+    rates = [m.drop_prob for m in model.modules() if isinstance(m, DropPath)]
+    assert max(rates) > 0 and all(
+        t.is_meta for t in (*model.parameters(), *model.buffers()))
+    path = tmp_path / 'base.pth'
+    torch.save(dict(state_dict=model.to_empty(device='cpu').state_dict()),
+               path)
+    cfg.merge_from_dict(dict(load_from=str(path), model=dict(
+        head=dict(num_classes=model.head.num_classes + 1))))
+    check_model(cfg)
+    with pytest.raises(ValueError, match='other shapes.*head.fc'):
+        check_model(cfg, is_whole=True)
+
+
+def test_a_model_that_cannot_be_checked_is_warned_of():
+    cfg = Config(dict(model=dict(type='NoSuchDetector')))
+    with pytest.warns(UserWarning, match='not compared.*NoSuchDetector'):
+        check_model(cfg)
+
+
+def test_types_may_be_classes(monkeypatch):
+    cfg = config('deformable', type=AmpOptimWrapper, dtype='bfloat16')
+    monkeypatch.setattr(module, 'get_device', lambda: 'cuda')
+    with pytest.raises(ValueError, match="dtype='bfloat16'"):
+        check_model(cfg)
+    cfg = tuned()
+    cfg.model.init_cfg = dict(type=PretrainedInit, checkpoint='x.pth')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        check_model(cfg)

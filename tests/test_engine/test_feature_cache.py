@@ -532,3 +532,16 @@ def test_the_hook_refuses_fsdp():
     nn.Module.__init__(model[0])
     with pytest.raises(ValueError, match='does not go with FSDP'):
         FeatureCacheHook('unused').before_train(SimpleNamespace(model=model))
+
+
+def test_settings_that_are_dicts_are_part_of_the_key(tmp_path):
+    model = tuned()
+    cache = cached(model, tmp_path)
+    names = []
+    for mode in ('nearest', 'bilinear'):
+        model.neck.upsample_cfg = dict(mode=mode)  # as an FPN has it
+        cache._state = None
+        names.append(cache._base_name())
+    model.neck.init_cfg = dict(type='Pretrained', checkpoint='x.pth')
+    cache._state = None
+    assert names[0] != names[1] == cache._base_name()

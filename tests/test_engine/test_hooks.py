@@ -139,6 +139,19 @@ def test_each_checkpoint_gets_a_tuned_one(tmp_path):
     assert_each_pth_has_its_tuned_file(tmp_path)
 
 
+class Joined(Data):
+    """As mmdet's ``ConcatDataset`` of data sets that differ in a palette."""
+    metainfo = [Data.metainfo, dict(Data.metainfo, palette=[(4, 5, 6)])]
+
+
+def test_of_joined_data_sets_it_holds_what_all_have_alike(tmp_path):
+    run = runner(tmp_path)
+    run._train_dataloader['dataset'] = Joined()
+    run.train()
+    info = read_metadata(tmp_path / 'epoch_3.safetensors')['info']
+    assert info['dataset_meta'] == dict(classes=['a', 'b'])
+
+
 def test_tuned_checkpoints_by_iteration(tmp_path):
     runner(tmp_path, checkpoint=dict(by_epoch=False, interval=2)).train()
     assert names(tmp_path, '.pth') == ['iter_2', 'iter_4', 'iter_6']

@@ -79,3 +79,31 @@ def test_the_configs_have_all_that_is_trained_in_few_fused_groups(name):
     trained = [id(p) for p in model.parameters() if p.requires_grad]
     assert sorted(given) == sorted(trained)
     assert 1 <= len(groups) <= 4 < len(trained)
+
+
+def shared(**paramwise_cfg):
+    """Two maps with one weight, and the step of both."""
+    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(2)))
+    model[1].weight = model[0].weight
+    return model, build_optim_wrapper(
+        model,
+        dict(
+            constructor=GROUPED,
+            optimizer=dict(type='SGD', lr=1.),
+            paramwise_cfg=dict(bias_lr_mult=2., **paramwise_cfg)))
+
+
+def test_a_shared_parameter_makes_one_step():
+    model, step = shared()
+    before = model[0].weight.detach().clone()
+    step.update_params(model[0].weight.sum())
+    assert_close(model[0].weight.detach(), before - 1)
+
+
+def test_a_shared_parameter_with_two_settings_is_an_error():
+    first = dict(custom_keys={'0.weight': dict(lr_mult=0.1)})
+    with pytest.raises(ValueError, match=r'\[4, 4\].*bypass_duplicate=True'):
+        shared(**first)
+    _, step = shared(bypass_duplicate=True, **first)
+    group, = (g for g in step.optimizer.param_groups if g['params'][0].dim() > 1)
+    assert group['lr'] == pytest.approx(0.1)

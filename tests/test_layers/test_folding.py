@@ -4,7 +4,8 @@ import pickle
 
 import pytest
 import torch
-from hosts import HOSTS, classifier_config, output, randomise, train_steps
+from hosts import (HOSTS, classifier_config, output, randomise, train_steps,
+                   zoo)
 from mmcv.cnn import ConvModule
 from mmdet.models import ResNet
 from mmdet.registry import MODELS as MMDET
@@ -324,3 +325,37 @@ def test_apply_tuning_after_the_fold_is_as_ever():
     fold_frozen_norms(model)
     batch = HOSTS['detr'].batch()
     assert_close(output(model, batch), output(base, batch), **CLOSE)
+
+
+def test_a_folded_model_runs_without_its_numbers():
+    model = folded(resnet(18)).to('meta')
+    shapes = [out.shape for out in resnet(18)(IMAGES)]
+    assert [out.shape for out in model(IMAGES.to('meta'))] == shapes
+
+
+def test_a_trace_is_that_of_the_unfolded_model():
+    plain = resnet(18)
+    traced = torch.jit.trace(folded(plain), IMAGES)  # checked by a second one
+    assert_close(traced(IMAGES), plain(IMAGES), **CLOSE)
+
+
+def test_weights_that_are_loaded_in_inference_mode_are_folded_anew():
+    with torch.inference_mode():
+        model, other = folded(resnet(18)), resnet(18)
+        randomise(other, seed=1)
+        model(IMAGES)
+        model.load_state_dict(other.state_dict())
+        assert_close(model(IMAGES), other(IMAGES), **CLOSE)
+
+
+def test_what_lies_in_a_head_is_left_alone():
+    """TOOD's reads the weight of a convolution without its norm."""
+    cfg = zoo('mmdet::tood/tood_r50_fpn_1x_coco.py').bbox_head
+    cfg.update(in_channels=12, feat_channels=12, norm_cfg=dict(type='BN'))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        head = MMDET.build(cfg).requires_grad_(False)
+    for module in head.modules():
+        freeze_statistics(module)
+    feats, whole = [torch.rand(1, 12, 8, 8)] * 5, copy.deepcopy(head)
+    assert fold_frozen_norms(head) == 0
+    assert_close(head(feats), whole(feats))

@@ -125,5 +125,11 @@ assert not any('GridSampler' in n for n in names())
 torch.testing.assert_close(layer(x, **args), before, rtol=1e-5, atol=1e-5)
 with torch.autocast('cpu', torch.bfloat16):
     layer(x, **args)
+# The exported models' sizes are plain numbers.
+from etta_mm.engine.exportable import StaticDeformableAttention
+before = layer(x, **args)
+layer.__class__ = StaticDeformableAttention
+args['spatial_shapes'] = [(3, 4)]
+torch.testing.assert_close(layer(x, **args), before, rtol=1e-5, atol=1e-5)
 '''
     subprocess.run([sys.executable, '-c', code], check=True)

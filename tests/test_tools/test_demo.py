@@ -18,7 +18,7 @@ from runs import (ROOT, classification_config, detection_config,
                   load_checkpoint, load_tool, run_code, save_base)
 
 from etta_mm import load_tuned, save_tuned, tuned_weights
-from etta_mm.engine.convert import build_model
+from etta_mm.engine.convert import apply, build_model
 from etta_mm.engine.inference import DetectionPredictor, build_predictor
 
 CLASSES = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ'
@@ -148,6 +148,20 @@ def test_the_snippets_of_the_docs_run_as_they_stand(
     assert done.returncode == 0, done.stderr[-3000:]
     if name == 'detector':
         assert list((tmp_path / 'outputs/vis').iterdir())
+
+
+def test_a_config_in_python_style_needs_no_scope(detector, images, tmp_path):
+    config, tuned, _ = detector
+    full = apply(Config.fromfile(config), tuned, tmp_path / 'full.pth')
+    name = "'ETDeformableDETR'"
+    text = Path(config).read_text()
+    assert text.count(name) == 1
+    lazy = tmp_path / 'lazy.py'
+    lazy.write_text('from etta_mm.models import ETDeformableDETR\n' +
+                    text.replace(name, name[1:-1]) + '\ndefault_scope = None')
+    predictor = build_predictor(str(lazy), str(full), 'cpu')
+    sample, = predictor.predict([mmcv.imread(str(images[0]))])
+    assert len(predictor.as_dict(sample)['bboxes']) == 10
 
 
 def test_a_base_elsewhere_can_be_named(detector, tmp_path):

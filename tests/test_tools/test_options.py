@@ -5,6 +5,8 @@ import shutil
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper
+from mmpretrain.models import ImageClassifier
 from runs import (ROOT, classification_config, detection_config, load_tool,
                   save_base)
 
@@ -13,6 +15,8 @@ from etta_mm.engine import options
 from etta_mm.engine import save_base as save_base_weights
 from etta_mm.engine.convert import build_model
 from etta_mm.engine.launch import build_runner
+from etta_mm.engine.task import dump_predictions, set_loaders, task_scope
+from etta_mm.models import ETDeformableDETR
 
 
 @pytest.fixture
@@ -244,6 +248,32 @@ def test_amp_without_a_gpu_is_an_error(config, tmp_path):
             check_train(config, '--work-dir', tmp_path, *given)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='needs a CPU only')
+def test_a_wrapper_may_be_named_by_its_class(config):
+    cfg = Config.fromfile(config)
+    cfg.optim_wrapper.type = AmpOptimWrapper
+    with pytest.raises(ValueError, match="--amp.*'cpu'.*cuda"):
+        options._set_precision(cfg, amp=False)
+
+
+@pytest.mark.parametrize('model, scope', [
+    (ETDeformableDETR, 'mmdet'), ('mmdet.DETR', 'mmdet'),
+    (ImageClassifier, 'mmpretrain'), ('NoSuchModel', None), (None, None)
+])
+def test_a_config_without_a_scope_has_that_of_its_model(model, scope):
+    cfg = Config(dict(
+        default_scope=None, model=dict(type=model), train_dataloader=dict(),
+        test_evaluator=[]))
+    assert task_scope(cfg) == scope
+    set_loaders(cfg)
+    assert ('collate_fn' in cfg.train_dataloader) == (scope == 'mmpretrain')
+    dump_predictions(cfg, 'a.pkl')
+    assert (cfg.test_evaluator[0].type == 'mmdet.DumpDetResults') == (
+        scope == 'mmdet')
+    cfg.default_scope = 'mmrotate'
+    assert task_scope(cfg) == 'mmrotate'
+
+
 def test_amp_with_a_gpu_scales_the_loss(config, tmp_path, monkeypatch):
     monkeypatch.setattr('etta_mm.engine.options.get_device', lambda: 'cuda')
     cfg = check_train(config, '--work-dir', tmp_path, '--amp')
@@ -339,11 +369,21 @@ def test_out_adds_a_dump_to_whatever_evaluator_there_is(
         config, checkpoint, tmp_path):
     out = tmp_path / 'a.pkl'
     args = (config, checkpoint, '--work-dir', tmp_path, '--out', out)
-    dump = dict(type='DumpDetResults', out_file_path=str(out))
+    dump = dict(type='mmdet.DumpDetResults', out_file_path=str(out))
     one, two = check_test(*args).test_evaluator
     assert (one.type, two) == ('CocoMetric', dump)
     assert check_test(*args, '--cfg-options',
                       'test_evaluator=[]').test_evaluator == [dump]
+
+
+def test_mixed_labels_need_the_number_of_classes(glyphs, tmp_path):
+    mixup = dict(_delete_=True, augments=dict(type='Mixup', alpha=0.8))
+    config = classification_config(
+        tmp_path / 'mixup.py', glyphs, model=dict(train_cfg=mixup))
+    check_train(config, '--work-dir', tmp_path)
+    with pytest.raises(ValueError, match='Set data_preprocessor.num_classes=36'):
+        check_train(config, '--work-dir', tmp_path, '--cfg-options',
+                    'data_preprocessor.num_classes=1000')
 
 
 def test_showing_turns_on_the_hook_of_either_library(config, checkpoint,
