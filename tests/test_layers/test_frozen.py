@@ -79,6 +79,14 @@ def test_a_copy_is_as_frozen(copied):
     assert_close(other(x), norm(x), **EXACT)
 
 
+def test_statistics_of_any_norm_stay():
+    norm, x = nn.InstanceNorm1d(4, track_running_stats=True), torch.rand(2, 4, 9)
+    freeze_statistics(norm)
+    before = copy.deepcopy(norm.state_dict())
+    assert_close(norm.train()(x), x, rtol=0, atol=1e-5)  # mean 0, variance 1
+    assert_close(norm.state_dict(), before, **EXACT)
+
+
 def test_a_norm_without_statistics_is_none_to_freeze():
     for norm in (nn.BatchNorm2d(3, track_running_stats=False),
                  nn.InstanceNorm2d(3), nn.LayerNorm(3)):
