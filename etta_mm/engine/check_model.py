@@ -120,6 +120,7 @@ def _check_base(model: nn.Module, cfg: Config, is_whole: bool) -> None:
                 _check_shapes(path, [(f'{name}.{key}' if name else key,
                                       list(there), list(here))
                                      for key, there, here in root.other_shapes])
+            _check_complete(model, absent.missing_keys)
     except Exception as error:
         if is_whole:
             _check_shapes(path, MISMATCH.findall(str(error)))
@@ -153,6 +154,23 @@ def _check_no_tuners(model: nn.Module, unexpected: list) -> None:
             f'it has {len(tuners)} tensors of tuners, such as {tuners[0]}, '
             f'and the {type(model).__name__} of this config has no place for '
             'them. Give the config that it was trained with')
+
+
+def _check_complete(model: nn.Module, missing: list) -> None:
+    # What has two names may be there by one; tuners alone may be absent, and
+    # the model is then its base.
+    there = {
+        id(p)
+        for name, p in model.named_parameters(remove_duplicate=False)
+        if name not in missing or '.tuners.' in name
+    }
+    absent = [n for n, p in model.named_parameters() if id(p) not in there]
+    if absent:
+        raise ValueError(
+            f'it lacks {len(absent)} parameters of the {type(model).__name__} '
+            f'of this config, such as {absent[0]}, which would be random '
+            'numbers. Give the config that it was trained with, or another '
+            'checkpoint')
 
 
 def _warn_of_no_base(model: nn.Module) -> None:

@@ -73,6 +73,12 @@ class TrainingStateHook(Hook):
         Args:
             runner (Runner): The runner of the training.
         """
+        if runner._resume and _is_over(runner.train_loop):
+            runner.logger.warning(
+                f'Resumed behind the end, in epoch {runner.epoch}, iteration '
+                f'{runner.iter}: there is nothing left to train. Raise '
+                'train_cfg.max_epochs (or max_iters), and the ends of the '
+                'schedules, to go on.')
         if self._resumed is None:
             return
         sampler, seed = _sampler(runner), self._resumed['sampler_seed']
@@ -147,6 +153,12 @@ def _skip_seen(runner) -> None:
                        f'its {len(loader)} batches.')
     # DataLoader forbids the plain assignment; nothing else has read it yet.
     vars(loader)['batch_sampler'] = _Rest(loader.batch_sampler, number)
+
+
+def _is_over(loop) -> bool:
+    if isinstance(loop, EpochBasedTrainLoop):
+        return loop.epoch >= loop.max_epochs
+    return loop.iter >= loop.max_iters
 
 
 def _sampler(runner):

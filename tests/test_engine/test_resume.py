@@ -3,6 +3,7 @@ import copy
 import errno
 import itertools
 import json
+import logging
 import os
 import random
 import resource
@@ -103,6 +104,26 @@ def resume_tuned(work_dir, base, **changes):
     (work_dir / 'epoch_2.pth').unlink()
     return train(
         work_dir, base, EPOCHS, **changes, resume=True, tuned_from=str(path))
+
+
+@pytest.mark.parametrize('changes, epochs', [
+    (dict(), 2),
+    (dict(), 3),
+    (dict(
+        train_cfg=dict(by_epoch=False, max_iters=6, val_interval=3),
+        default_hooks=dict(
+            checkpoint=dict(
+                type='CheckpointHook', interval=3, by_epoch=False))), 0),
+], ids=['ended', 'epochs left', 'iterations'])
+def test_a_training_that_has_ended_says_that_nothing_is_left(
+        base, tmp_path, changes, epochs):
+    train(tmp_path / 'run', base, 2, **changes)
+    latest = find_latest_checkpoint(str(tmp_path / 'run'))
+    logging.disable(logging.NOTSET)
+    train(tmp_path / 'again', base, epochs,
+          **dict(changes, resume=True, load_from=latest))
+    log, = (tmp_path / 'again').rglob('*.log')
+    assert ('nothing left to train' in log.read_text()) == (epochs < 3)
 
 
 @RUNS

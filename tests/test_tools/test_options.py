@@ -189,6 +189,25 @@ def test_a_checkpoint_of_other_classes_is_neither_tested_nor_resumed(
                 f'load_from={checkpoint}')
 
 
+@pytest.mark.parametrize('tuning', [dict(), dict(tuning=None)],
+                         ids=['tuned', 'untuned'])
+def test_a_checkpoint_without_the_head_is_neither_tested_nor_resumed(
+        glyphs, tmp_path, tuning):
+    path = detection_config(tmp_path / 'tiny.py', glyphs, model=tuning)
+    checkpoint = save_base(path, tmp_path / 'epoch_3.pth')
+    content = torch.load(checkpoint)
+    content['state_dict'] = {
+        key: tensor for key, tensor in content['state_dict'].items()
+        if 'bbox_head' not in key
+    }
+    torch.save(dict(content, meta={}, message_hub={}, optimizer={}), checkpoint)
+    said = 'load_from=.*epoch_3.*bbox_head'
+    with pytest.raises(ValueError, match=said):
+        check_test(path, checkpoint, '--work-dir', tmp_path)
+    with pytest.raises(ValueError, match=said):
+        check_train(path, '--work-dir', tmp_path, '--resume', checkpoint)
+
+
 def test_a_sharded_checkpoint_is_left_to_the_processes_that_read_it(
         config, tmp_path):
     (tmp_path / 'epoch_3.pth').mkdir()
