@@ -13,6 +13,7 @@ from etta_mm import count_parameters
 from etta_mm.data.file import check_file, check_folder_writable
 from etta_mm.engine import Budget, build_on_meta
 from etta_mm.engine.budget import WHOLES
+from etta_mm.engine.config import merge_options
 from etta_mm.engine.user_error import exit_on_user_error
 
 
@@ -59,8 +60,7 @@ def count(args) -> dict:
         check_folder_writable(
             osp.dirname(args.out) or '.', 'The folder of --out')
     cfg = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     model = build_on_meta(cfg)
     report = count_parameters(model)
     result = dict(config=args.config, **report.to_dict())

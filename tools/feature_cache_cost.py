@@ -5,6 +5,7 @@ import sys
 from mmengine.config import Config, DictAction
 
 from etta_mm.benchmark.cached_step import cached_step
+from etta_mm.engine.config import merge_options
 
 
 def main(argv=None):
@@ -26,7 +27,7 @@ def main(argv=None):
         '--cfg-options', nargs='+', action=DictAction, help='KEY=VALUE ...')
     args = parser.parse_args(argv)
     cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    merge_options(cfg, args.cfg_options)
     try:
         step = cached_step(cfg, tuple(args.size), args.device)
     except ValueError as error:

@@ -6,6 +6,7 @@ draws predictions and a training curve.
 """
 import argparse
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -83,8 +84,8 @@ time
   per step               {sum(steps) / len(steps):.3f} s
   in all                 {time.perf_counter() - start:.0f} s
 pictures
-  {sheet}
-  {curve}""")
+  {os.path.relpath(sheet)}
+  {os.path.relpath(curve)}""")
 
 
 if __name__ == '__main__':

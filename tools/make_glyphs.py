@@ -35,8 +35,10 @@ def main():
     for task in args.tasks:
         for domain in args.domains:
             for split in args.splits:
-                num_images = args.num_images or DEFAULT_SIZES[
-                    task, domain][SPLITS.index(split)]
+                num_images = args.num_images
+                if num_images is None:
+                    num_images = DEFAULT_SIZES[task,
+                                               domain][SPLITS.index(split)]
                 folder = make_glyphs(args.out, task, domain, split, num_images,
                                      args.seed, args.image_size)
                 print(f'{num_images:6d} images in {folder}', flush=True)

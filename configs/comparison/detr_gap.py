@@ -16,12 +16,14 @@ are rough).
 
 This contradicts C7, where ET-DETR-R101 is within a point of full fine-tuning. The
 paper's bases come from its own kind of images; here the features of a backbone
-that has seen printed digits alone are frozen. Whether that is the reason was not
+that has seen printed characters alone are frozen. Whether that is the reason was not
 tested.
 
 The configs keep the paper's choice, tuners and head. Where the points count more
 than the time, add `conv=dict(type='ConvAdapter', bottleneck_dims=32)` to
-the `tuning`, and the norm layers to its `train`.
+the `tuning`, and the norm layers to its `train`. In `configs/etta`, where the zoo says otherwise, set also
+`model.backbone.norm_cfg.requires_grad=True` and
+`optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult=1`.
 '''
 seeds = [0, 1, 2]
 search_seed = 0

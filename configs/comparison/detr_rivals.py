@@ -3,7 +3,7 @@
 host = 'ET-DETR'
 title = 'ETTA and its rivals at one budget'
 metric = 'coco/bbox_mAP'
-claims = ['C11', 'C12']
+claims = ['C3', 'C7', 'C11', 'C12']
 verdict = '''
 C11's order holds: of the methods that the paper compares at a twentieth, ETTA is first,
 half a point of AP ahead of Pfeiffer's adapter and of LoRA in the feed-forward networks
@@ -12,8 +12,8 @@ prefix is below the head alone. The paper's distances are larger. One method tha
 does not compare here is better: parallel adapters beside the attentions are 1.4 points
 ahead of ETTA, which is against C3 and against the split of ETTA's budget. As on ET-ViT,
 the scaled prefix is ahead of the standard one (C1), here by 1.8 points. All are far
-behind full fine-tuning, of which detr_gap.py has more. Nothing is said of C12: the rows
-come from more than one machine, and the tuned hosts match their batches at once since
+behind full fine-tuning (C7), of which [detr_gap](../detr_gap/README.md) has more.
+Nothing is said of C12: the rows come from more than one machine, and the tuned hosts match their batches at once since
 the first of them, so that step times do not compare.
 '''
 seeds = [0, 1, 2]

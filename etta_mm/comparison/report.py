@@ -95,8 +95,10 @@ def markdown(plan, rows: List[dict], summaries: List[Summary],
         lines += [f'- `{row["id"]}`: {row["error"]}' for row in failed]
     command = f'python tools/compare.py {plan.path} {plan.arguments}'.strip()
     lines += [
-        '', '## Again', '', 'All of it, and table and figures alone:', '',
-        '```shell', command, f'{command} --report-only', '```'
+        '', '## Again', '', 'What is not finished of it, all of it anew in '
+        'another folder, and table and figures alone:', '', '```shell',
+        command, f'{command} --out work_dirs/again/{plan.name} '
+        '--work-dir work_dirs/again/runs', f'{command} --report-only', '```'
     ]
     if finals:
         lines += [

@@ -7,6 +7,7 @@ from typing import Optional
 from mmdet.models.losses import FocalLoss
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.model import BaseTTAModel
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
@@ -14,7 +15,7 @@ from ..layers.frozen import FrozenStatistics
 from ..tuners import Tuner
 from .base_weights import allow_pickle
 from .check_strategy import check_strategy
-from .config_type import type_name
+from .config import type_name
 from .meta_model import build_on_meta
 from .tuned_checkpoint import tuned_roots
 from .user_error import is_ours, message
@@ -42,9 +43,10 @@ def check_model(cfg: Config, is_whole: bool = False) -> None:
 
     Args:
         cfg (Config): The config of a run. It stays as it is.
-        is_whole (bool): Whether ``load_from`` is no base, whose head may be
-            another, but a checkpoint of this model, to be tested or with
-            ``resume`` trained on. Defaults to False.
+        is_whole (bool): Whether the model comes from no base, whose head may
+            be another, but from ``full_from`` (or ``load_from``), a checkpoint
+            of this model, to be tested or with ``resume`` trained on. Defaults
+            to False.
 
     Raises:
         ValueError: If the tuning, the base, the strategy or the precision does
@@ -58,6 +60,8 @@ def check_model(cfg: Config, is_whole: bool = False) -> None:
             'model and checkpoint are not compared before the run, as the '
             f'model cannot be built without its numbers: {error}')
         return
+    if isinstance(model, BaseTTAModel):
+        model = model.module  # as mmengine loads it
     is_tuned = any(isinstance(module, Tuner) for module in model.modules())
     check_strategy(cfg, is_tuned)
     _check_precision(model, cfg)
@@ -94,7 +98,7 @@ def _check_norms(model: nn.Module, cfg: Config) -> None:
 
 
 def _check_base(model: nn.Module, cfg: Config, is_whole: bool) -> None:
-    path: Optional[str] = cfg.get('load_from')
+    path: Optional[str] = cfg.get('full_from', cfg.get('load_from'))
     if path is None:
         if cfg.get('tuned_from') is None:  # whose loading asks for its base
             _warn_of_no_base(model)
@@ -124,7 +128,8 @@ def _check_base(model: nn.Module, cfg: Config, is_whole: bool) -> None:
     except Exception as error:
         if is_whole:
             _check_shapes(path, MISMATCH.findall(str(error)))
-        _raise_ours(error, f'load_from={str(path)!r}')
+        _raise_ours(error, repr(str(path)) if is_whole
+                    else f'load_from={str(path)!r}')
 
 
 def _check_shapes(path: str, found: list) -> None:

@@ -2,7 +2,7 @@
 import torch
 from mmengine.config import Config
 
-from .config_type import type_name
+from .config import type_name
 
 WHOLE = ('{}; leave out runner_type and strategy for this (the config without '
          'configs/etta/_base_/fsdp.py)')

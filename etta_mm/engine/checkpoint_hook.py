@@ -72,11 +72,32 @@ class AtomicCheckpointHook(CheckpointHook):
             runner (Runner): The runner of the training.
         """
         super().before_train(runner)
+        self._take_own_best(runner.message_hub)
         if '://' not in str(self.out_dir) and not (self.backend_args
                                                    or self.file_client_args):
             self.backend_args = dict(backend='atomic')
             self.file_backend = get_file_backend(
                 self.out_dir, backend_args=self.backend_args)
+
+    def _take_own_best(self, message_hub) -> None:
+        """Keep of the best checkpoints those that lie in this run's folder. A
+        resumed training may have been copied or have begun in another folder,
+        whose files are not its to remove."""
+
+        def own(name: str, path):
+            here = path and self.file_backend.join_path(
+                self.out_dir, osp.basename(path))
+            if here and not self.file_backend.exists(here):
+                here = None
+            if name in message_hub.runtime_info:
+                message_hub.update_info(name, here)
+            return here
+
+        if getattr(self, 'best_ckpt_path', None):
+            self.best_ckpt_path = own('best_ckpt', self.best_ckpt_path)
+        best = getattr(self, 'best_ckpt_path_dict', {})
+        for key, path in best.items():
+            best[key] = own(f'best_ckpt_{key}', path)
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
         outdated = None

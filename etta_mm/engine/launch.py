@@ -19,7 +19,7 @@ from typing import Optional, Sequence
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner, load_checkpoint
 from torch import distributed as torch_dist
@@ -49,9 +49,11 @@ def build_runner(cfg: Config) -> Runner:
         cfg (Config): The config of a run, as :mod:`etta_mm.engine.options`
             returns it; ``tuned_from`` is a tuned checkpoint that goes on top
             of ``load_from``, to be tested or, with ``resume``, trained on;
+            ``full_from`` a full one in the place of ``load_from``, likewise;
             ``allow_pickle`` whether checkpoints may run code. It stays as it
-            is, and what the Runner writes down is without ``tuned_from``:
-            that is of one run, not of the config.
+            is, and what the Runner writes down is without ``tuned_from`` and
+            ``full_from``: these are of one run, and ``load_from``, the base,
+            of the config.
     """
     allow_pickle(bool(cfg.get('allow_pickle', False)))
     cfg = copy.deepcopy(cfg)
@@ -64,10 +66,13 @@ def build_runner(cfg: Config) -> Runner:
             device_ids=None) | (
                 cfg.get('model_wrapper_cfg') or {})
     tuned_from, resume = cfg.pop('tuned_from', None), cfg.get('resume', False)
+    full_from = cfg.pop('full_from', None)
     if tuned_from is not None:
         cfg.resume = False  # the base is loaded first
     runner = RUNNERS.build(cfg)
     _make_safe(runner)
+    if full_from is not None:
+        runner._load_from = full_from
     if tuned_from is not None:
         _load_tuned(runner, tuned_from, resume)
         if resume:
@@ -137,6 +142,8 @@ def _load_tuned(runner: Runner, path: str, resume: bool) -> None:
     """
     model = runner.model
     if is_model_wrapper(model):
+        model = model.module
+    if isinstance(model, BaseTTAModel):
         model = model.module
     base = runner.cfg.get('load_from')
     if base is None:

@@ -36,7 +36,7 @@ from etta_mm.data.check_num_classes import (check_num_classes, check_one_hot,
 from etta_mm.data.file import check_file, check_folder_writable
 
 from .check_model import check_model
-from .config_type import type_name
+from .config import merge_options, type_name
 from .launch import RANK_VARIABLES
 from .task import draw, dump_predictions, set_loaders
 from .training_state import state_path
@@ -95,12 +95,14 @@ def load_config(args: argparse.Namespace) -> Config:
             f'--launcher {args.launcher} has not started this process: '
             f'{", ".join(absent)} is not set. Use tools/dist_train.sh or '
             'tools/slurm_train.sh, or leave --launcher out for one process.')
+    if args.launcher != 'none':  # mmengine reads it, whatever the launcher
+        os.environ['LOCAL_RANK'] = os.environ[RANK_VARIABLES[args.launcher][1]]
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
-    # Only the options say which tuned checkpoint this run takes.
+    merge_options(cfg, args.cfg_options)
+    # Only the options say which checkpoint this run goes on from, or tests.
     cfg.pop('tuned_from', None)
+    cfg.pop('full_from', None)
     if args.allow_pickle:
         cfg.allow_pickle = True
     if args.work_dir is not None:
@@ -143,14 +145,15 @@ def training_config(args: argparse.Namespace) -> Config:
             _check_resumable(resume)
             cfg.tuned_from = resume
         else:
-            cfg.load_from = (
+            cfg.full_from = (
                 _latest_checkpoint(cfg.work_dir)
                 if resume == 'auto' else resume)
-    if cfg.get('load_from') is not None:
-        check_file(
-            cfg.load_from, 'The checkpoint', 'Give one that exists, as '
-            f'{"--resume" if resume else "load_from of the config"}.')
-    check_model(cfg, cfg.resume and 'tuned_from' not in cfg)
+            check_file(cfg.full_from, 'The checkpoint',
+                       'Give one that exists, as --resume.')
+    if 'full_from' not in cfg and cfg.get('load_from') is not None:
+        check_file(cfg.load_from, 'The checkpoint',
+                   'Give one that exists, as load_from of the config.')
+    check_model(cfg, 'full_from' in cfg)
     _check_data(cfg, 'train', 'val')
     check_folder_writable(cfg.work_dir, 'work_dir')
     return cfg
@@ -176,7 +179,7 @@ def testing_config(args: argparse.Namespace) -> Config:
             check_file(cfg.load_from, 'The base of the tuned checkpoint',
                        'Set load_from of the config to where it is.')
     else:
-        cfg.load_from = args.checkpoint
+        cfg.full_from = args.checkpoint
     cfg.resume = False  # a config that a resumed run has written says True
     if args.show or args.show_dir:
         draw(cfg, args.show, args.show_dir, args.wait_time)
@@ -188,7 +191,7 @@ def testing_config(args: argparse.Namespace) -> Config:
             osp.dirname(args.out) or '.', 'The folder of --out')
         dump_predictions(cfg, args.out)
     _check_data(cfg, 'test')
-    check_model(cfg, 'tuned_from' not in cfg)
+    check_model(cfg, 'full_from' in cfg)
     check_folder_writable(cfg.work_dir, 'work_dir')
     return cfg
 
@@ -248,16 +251,16 @@ def _latest_checkpoint(work_dir: str) -> str:
 
 def _check_resumable(path: str) -> None:
     """Check that a tuned checkpoint has its training state beside it."""
+    check_file(path, 'The checkpoint', 'Give one that exists, as --resume.')
+    if not is_tuned(path):
+        raise ValueError(f'--resume {path!r} is no tuned checkpoint. Give '
+                         'one, or the .pth that mmengine wrote.')
     state = state_path(path)
     if not state.is_file():
         raise ValueError(
             f'--resume {path!r} holds weights only: resuming needs the state '
             f'of the optimizer as well, and {state} does not exist. Give the '
             '.pth beside it, or one that was saved with its state.')
-    check_file(path, 'The checkpoint', 'Give one that exists, as --resume.')
-    if not is_tuned(path):
-        raise ValueError(f'--resume {path!r} is no tuned checkpoint. Give '
-                         'one, or the .pth that mmengine wrote.')
 
 
 def _is_tuned(path: str) -> bool:

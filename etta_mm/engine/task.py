@@ -75,7 +75,10 @@ def dump_predictions(cfg: Config, out: str) -> None:
         out_file_path=out)
     evaluator = cfg.test_evaluator
     if isinstance(evaluator, dict) and 'metrics' in evaluator:
-        evaluator.metrics = [*evaluator.metrics, dump]
+        metrics = evaluator.metrics
+        evaluator.metrics = [
+            *([metrics] if isinstance(metrics, dict) else metrics), dump
+        ]
     elif isinstance(evaluator, dict):
         cfg.test_evaluator = [evaluator, dump]
     else:

@@ -1,7 +1,8 @@
 """What mmengine's checkpoints lack for a resumed training to be the same."""
 from itertools import islice
+from typing import Optional
 
-from mmengine.dist import get_world_size
+from mmengine.dist import all_gather_object, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
@@ -51,6 +52,7 @@ class TrainingStateHook(Hook):
         checkpoint[STATE_KEY] = dict(
             random=self._before_val or random_state(),
             sampler_seed=getattr(_sampler(runner), 'seed', None),
+            num_batches=len(runner.train_dataloader),
             gradients={
                 plain_name(name): p.grad.detach().cpu()
                 for name, p in model.named_parameters()
@@ -72,7 +74,11 @@ class TrainingStateHook(Hook):
 
         Args:
             runner (Runner): The runner of the training.
+
+        Raises:
+            ValueError: If the processes do not go on from one checkpoint.
         """
+        _check_equal_starts(runner)
         if runner._resume and _is_over(runner.train_loop):
             runner.logger.warning(
                 f'Resumed behind the end, in epoch {runner.epoch}, iteration '
@@ -101,10 +107,9 @@ class TrainingStateHook(Hook):
         """
         if self._resumed is not None and get_world_size() == 1:
             set_random_state(self._resumed['random'])
-        self._resumed = None
         if self._is_first:
-            _skip_seen(runner)
-        self._is_first = False
+            _skip_seen(runner, (self._resumed or {}).get('num_batches'))
+        self._resumed, self._is_first = None, False
 
     def before_val(self, runner) -> None:
         """Remember the generators.
@@ -141,9 +146,13 @@ class _Rest:
         return getattr(self.batch_sampler, name)
 
 
-def _skip_seen(runner) -> None:
-    """Leave out what the epoch that is resumed has seen."""
+def _skip_seen(runner, num_batches: Optional[int]) -> None:
+    """Leave out what the epoch that is resumed has seen, unless it had another
+    number of batches (other data, batch size, or number of processes): what it
+    has seen is not known then."""
     loader = runner.train_dataloader
+    if num_batches not in (None, len(loader)):
+        return
     if not isinstance(runner.train_loop, EpochBasedTrainLoop):
         return  # mmengine's IterBasedTrainLoop does so itself
     number = runner.iter - runner.epoch * len(loader)
@@ -153,6 +162,19 @@ def _skip_seen(runner) -> None:
                        f'its {len(loader)} batches.')
     # DataLoader forbids the plain assignment; nothing else has read it yet.
     vars(loader)['batch_sampler'] = _Rest(loader.batch_sampler, number)
+
+
+def _check_equal_starts(runner) -> None:
+    if get_world_size() == 1:
+        return
+    starts = all_gather_object((runner.epoch, runner.iter))
+    if len(set(starts)) > 1:
+        where = ', '.join(f'process {rank}: epoch {epoch}, iteration {step}'
+                          for rank, (epoch, step) in enumerate(starts))
+        raise ValueError(
+            f'the processes start from different checkpoints ({where}). Put '
+            'work_dir on a disk that all machines share, or name one checkpoint '
+            'with --resume')
 
 
 def _is_over(loop) -> bool:

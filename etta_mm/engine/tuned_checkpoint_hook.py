@@ -2,7 +2,7 @@
 from pathlib import Path
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 
 from .sharding import ETFSDPStrategy, structure
@@ -63,10 +63,15 @@ class TunedCheckpointHook(Hook):
             return
         self._seen = self._full_checkpoints(runner)
         if runner._resume:
-            for full in Path(runner.work_dir).glob('*.pth'):
-                tuned = full.with_suffix('.safetensors')
-                if tuned.exists():
-                    self._written[str(full)] = tuned
+            for folder in {
+                    Path(hook.out_dir)
+                    for hook in runner.hooks
+                    if isinstance(hook, CheckpointHook)
+            }:
+                for full in folder.glob('*.pth'):
+                    tuned = full.with_suffix('.safetensors')
+                    if tuned.exists():
+                        self._written[str(full)] = tuned
 
     # The Runner counts on after these hooks, and before a validation.
     def after_train_iter(self, runner, *args, **kwargs) -> None:

@@ -256,6 +256,8 @@ def plain_metainfo(metainfo: Union[dict, Sequence[dict]]) -> dict:
         }
     plain = {}
     for key, value in metainfo.items():
+        if key == 'classes' and isinstance(value, (list, tuple)):
+            value = [str(name) for name in value]  # mmpretrain takes numbers
         if isinstance(value, (str, int, float, list, tuple)):
             try:
                 json.dumps(value)

@@ -127,7 +127,7 @@ def _sublayers(model: nn.Module, trained: List[str]) -> Dict[str, nn.Module]:
         f'{name}.' for name, module in model.named_modules()
         if isinstance(module, DETRHead)
     ]
-    frozen = _frozen_by_train(model)
+    frozen = frozen_by_train(model)
     found = {}
     for name, module in model.named_modules():
         if type(module) not in TUNED_CLASSES:
@@ -142,7 +142,7 @@ def _sublayers(model: nn.Module, trained: List[str]) -> Dict[str, nn.Module]:
     return found
 
 
-def _frozen_by_train(model: nn.Module) -> Set[int]:
+def frozen_by_train(model: nn.Module) -> Set[int]:
     """Ids of the parameters that ``train()`` freezes, whatever they were:
     those of a backbone's ``frozen_stages``. ``model`` stays as it is."""
     modes = [(module, module.training) for module in model.modules()]

@@ -14,7 +14,8 @@ from .attention import fuse_attentions
 from .dropout import pack_dropouts
 from .frozen import freeze_statistics
 from .guard import guard_loading
-from .plan import TUNED_CLASSES, normalize_tuning, plan_tuning, trained_names
+from .plan import (TUNED_CLASSES, frozen_by_train, normalize_tuning,
+                   plan_tuning, trained_names)
 from .sublayer import TunedSublayer
 
 
@@ -156,6 +157,7 @@ def _freeze(model: nn.Module, trained: List[str]) -> None:
         for n, p in model.named_parameters(remove_duplicate=False)
         if n in trained
     }
+    kept -= frozen_by_train(model)  # what some backbones do there alone
     for module in model.modules():
         if isinstance(module, Tuner):
             kept.update(id(p) for p in module.parameters())

@@ -144,6 +144,19 @@ class Joined(Data):
     metainfo = [Data.metainfo, dict(Data.metainfo, palette=[(4, 5, 6)])]
 
 
+class Numbered(Data):
+    """mmpretrain takes classes that are numbers."""
+    metainfo = dict(classes=[0, 1])
+
+
+def test_classes_that_are_numbers_are_written_as_text(tmp_path):
+    run = runner(tmp_path, max_epochs=1)
+    run._train_dataloader['dataset'] = Numbered()
+    run.train()
+    info = read_metadata(tmp_path / 'epoch_1.safetensors')['info']
+    assert info['dataset_meta'] == dict(classes=['0', '1'])
+
+
 def test_of_joined_data_sets_it_holds_what_all_have_alike(tmp_path):
     run = runner(tmp_path)
     run._train_dataloader['dataset'] = Joined()

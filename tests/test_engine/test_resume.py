@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import resource
+import shutil
 import signal
 import stat
 import time
@@ -23,7 +24,7 @@ from trainer import base as save_the_base
 from trainer import NoisyData, Stopped, config, train
 
 from etta_mm import load_tuned
-from etta_mm.engine import read_metadata
+from etta_mm.engine import read_metadata, training_state_hook
 from etta_mm.engine.atomic import write_atomically
 from etta_mm.engine.launch import build_runner
 from etta_mm.engine.training_state import (CHECKSUM_KEY, STATE_KEY,
@@ -124,6 +125,65 @@ def test_a_training_that_has_ended_says_that_nothing_is_left(
           **dict(changes, resume=True, load_from=latest))
     log, = (tmp_path / 'again').rglob('*.log')
     assert ('nothing left to train' in log.read_text()) == (epochs < 3)
+
+
+def test_the_best_checkpoint_of_another_folder_is_not_removed(base, tmp_path):
+    """A work dir is copied, or another one begins with its checkpoint."""
+    first = tmp_path / 'first'
+    train(first, base, 2)
+    best, = first.glob('best_norm*.pth')
+    copied = shutil.copytree(first, tmp_path / 'copied')
+    for work_dir in (copied, tmp_path / 'other'):
+        latest = first / 'epoch_2.pth'
+        made = build_runner(config(
+            work_dir, base, 3, resume=True, load_from=str(latest),
+            default_hooks=dict(checkpoint=dict(
+                type='CheckpointHook', interval=1, save_best='norm',
+                rule='greater'))))
+        made.load_or_resume()
+        made.message_hub.update_info('best_score', -1e9)  # so the next is best
+        made.load_or_resume = lambda: None
+        made.train()
+        assert best.is_file() and latest.is_file()
+        assert len(list(work_dir.glob('best_norm*.pth'))) == 1
+
+
+def test_an_epoch_of_another_length_is_trained_whole(base, tmp_path):
+    train(tmp_path / 'run', base, 1)
+    logging.disable(logging.NOTSET)
+    loader = config(tmp_path / 'run', base, 1).train_dataloader
+    made = train(
+        tmp_path / 'again', base, 2, resume=True,
+        load_from=find_latest_checkpoint(str(tmp_path / 'run')),
+        train_dataloader=dict(loader, batch_size=6))
+    assert len(made.train_dataloader) == 2 and made.iter == 4 + 2
+
+
+def test_processes_that_start_from_different_checkpoints_stop(
+        base, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_state_hook, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(training_state_hook, 'all_gather_object',
+                        lambda start: [start, (2, 8)])
+    with pytest.raises(ValueError, match='process 0: epoch 0, iteration 0, '
+                       'process 1: epoch 2, iteration 8.*--resume'):
+        train(tmp_path / 'run', base, 1)
+    monkeypatch.setattr(training_state_hook, 'all_gather_object',
+                        lambda start: [start, start])
+    train(tmp_path / 'run', base, 1)
+
+
+def test_tuned_files_go_with_the_full_ones_wherever_these_are(base, tmp_path):
+    def hooks():
+        return dict(checkpoint=dict(
+            type='CheckpointHook', interval=1, max_keep_ckpts=1,
+            out_dir=str(tmp_path / 'elsewhere')))
+
+    train(tmp_path / 'run', base, 2, default_hooks=hooks())
+    folder = tmp_path / 'elsewhere/run'
+    train(tmp_path / 'run', base, 3, default_hooks=hooks(), resume=True,
+          load_from=str(folder / 'epoch_2.pth'))
+    assert sorted(p.name for p in folder.iterdir()) == [
+        'epoch_3.pth', 'epoch_3.safetensors', 'epoch_3.train.safetensors']
 
 
 @RUNS

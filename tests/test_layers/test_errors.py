@@ -4,9 +4,10 @@ import copy
 import pytest
 import torch
 from hosts import HOSTS
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from etta_mm import ETDETR, apply_tuning
+from etta_mm import ETDETR, apply_tuning, tuned_state_dict
 from etta_mm.layers import (ETFFN, ETMultiheadAttention,
                             ETMultiScaleDeformableAttention)
 
@@ -301,3 +302,21 @@ def test_a_shared_module_is_trained_by_any_of_its_names():
         for i in '01':
             other[f'branches.{i}.weight'] = torch.zeros(7, 4)
         model.load_state_dict(other, strict=False)
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmpretrain'])
+def test_stages_that_are_frozen_in_training_alone_are_frozen_at_once(scope):
+    """Swin's ``frozen_stages``: what is saved is by ``requires_grad``."""
+    swin = dict(type='SwinTransformer', frozen_stages=0)
+    if scope == 'mmdet':
+        swin.update(embed_dims=8, depths=[2] * 4, num_heads=[1, 2, 4, 8],
+                    pretrain_img_size=64)
+    else:
+        swin.update(img_size=64, arch=dict(
+            embed_dims=8, depths=[2] * 4, num_heads=[1, 2, 4, 8]))
+    with DefaultScope.overwrite_default_scope(scope):
+        model = nn.ModuleDict(dict(backbone=MODELS.build(swin)))
+    apply_tuning(model, dict(train=['backbone']))
+    built = set(tuned_state_dict(model))
+    assert built and not any('patch_embed' in name for name in built)
+    assert set(tuned_state_dict(model.train())) == built

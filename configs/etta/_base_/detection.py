@@ -6,8 +6,9 @@ tuning = dict(train=['bbox_head'])
 # Tuners start at a change of zero and get five times the zoo's rate; the head,
 # pre-trained or new, learns at that of its pre-training. Not searched at this
 # size. The zoo's lr_mult of backbone, sampling_offsets and reference_points
-# name what is frozen here and have no effect; its weight decay (1e-4) and
-# gradient clipping (norm 0.1) stay.
+# name what is frozen here and have no effect; for tuners in the backbone
+# (ConvAdapter), set custom_keys.backbone.lr_mult=1. The zoo's weight decay (1e-4)
+# and gradient clipping (norm 0.1) stay.
 finetune_lr_mult = dict(custom_keys=dict(bbox_head=dict(lr_mult=0.2)))
 
 # 12 epochs of COCO are 1/4 (Deformable DETR) to 1/40 (DETR-R101) of the zoo's
@@ -19,7 +20,7 @@ finetune_lr = [
     warmup,
     dict(type='CosineAnnealingLR', T_max=12, end=12, convert_to_iter_based=True)
 ]
-# For data sets that are as large as all these epochs together.
+# For data sets that are as large as all these epochs together, or larger.
 one_epoch_lr = [
     warmup,
     dict(type='CosineAnnealingLR', T_max=1, end=1, convert_to_iter_based=True)
