@@ -53,7 +53,7 @@ def check_one_hot(cfg: dict, dataset: dict, name: str = 'dataset') -> None:
 
     Args:
         cfg (dict): The config of the run. It stays as it is.
-        dataset (dict): Config of the data set, which has passed
+        dataset (dict): Config of the data set to train on, which has passed
             :func:`~etta_mm.data.check.check_dataset`. It stays as it is.
         name (str): Where the data set stands in the config.
     """
@@ -62,8 +62,8 @@ def check_one_hot(cfg: dict, dataset: dict, name: str = 'dataset') -> None:
         preprocessor, key = model[key], f'model.{key}'
     else:
         preprocessor = cfg.get(key) or {}
-    number = preprocessor.get('num_classes')
-    mixes = (model.get('train_cfg') or {}).get('augments')
+    number, train_cfg = preprocessor.get('num_classes'), model.get('train_cfg')
+    mixes = isinstance(train_cfg, dict) and train_cfg.get('augments')
     if number is None or not (mixes or preprocessor.get('to_onehot')
                               or preprocessor.get('batch_augments')):
         return

@@ -2,6 +2,7 @@
 import os.path as osp
 import re
 import warnings
+from collections import OrderedDict
 from typing import Optional
 
 from mmdet.models.losses import FocalLoss
@@ -21,6 +22,8 @@ from .tuned_checkpoint import tuned_roots
 from .user_error import is_ours, message
 
 
+UNCHECKED = ('model and checkpoint are not compared before the run, which takes '
+             'a model without its numbers: {}')
 #: Types of ``init_cfg`` that load a checkpoint, by name and by class.
 LOADED = {'Pretrained', 'PretrainedInit'}
 #: What mmengine's Runner resumes from, beside the weights.
@@ -39,7 +42,7 @@ def check_model(cfg: Config, is_whole: bool = False) -> None:
     architecture) become one message. Frozen parts for which no base is named
     are warned of: they would stay random numbers. What other packages raise is left to the
     run itself, whose traceback says more; so is a model that cannot be built
-    on the meta device, which is warned of.
+    or loaded on the meta device, which is warned of.
 
     Args:
         cfg (Config): The config of a run. It stays as it is.
@@ -56,9 +59,7 @@ def check_model(cfg: Config, is_whole: bool = False) -> None:
         model = build_on_meta(cfg)
     except Exception as error:
         _raise_ours(error, 'model')
-        warnings.warn(
-            'model and checkpoint are not compared before the run, as the '
-            f'model cannot be built without its numbers: {error}')
+        warnings.warn(UNCHECKED.format(error))
         return
     if isinstance(model, BaseTTAModel):
         model = model.module  # as mmengine loads it
@@ -112,12 +113,13 @@ def _check_base(model: nn.Module, cfg: Config, is_whole: bool) -> None:
         if is_whole and cfg.get('resume'):
             _check_resumable(checkpoint)
         state = checkpoint.get('state_dict', checkpoint)
+        weights = OrderedDict(
+            (key.removeprefix('module.'), t) for key, t in state.items())
+        if hasattr(state, '_metadata'):  # by which hosts know what to rename
+            weights._metadata = state._metadata
         with warnings.catch_warnings():  # of copies to meta that do nothing
             warnings.simplefilter('ignore')
-            absent = model.load_state_dict(
-                {key.removeprefix('module.'): t
-                 for key, t in state.items()},
-                strict=False)
+            absent = model.load_state_dict(weights, strict=False)
         if is_whole:
             _check_no_tuners(model, absent.unexpected_keys)
             for name, root in tuned_roots(model).items():
@@ -130,6 +132,7 @@ def _check_base(model: nn.Module, cfg: Config, is_whole: bool) -> None:
             _check_shapes(path, MISMATCH.findall(str(error)))
         _raise_ours(error, repr(str(path)) if is_whole
                     else f'load_from={str(path)!r}')
+        warnings.warn(UNCHECKED.format(error))
 
 
 def _check_shapes(path: str, found: list) -> None:

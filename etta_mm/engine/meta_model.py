@@ -39,7 +39,31 @@ def build_on_meta(cfg: Config) -> nn.Module:
         model.setdefault('data_preprocessor',
                          copy.deepcopy(cfg.data_preprocessor))
     scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
-    with scope, torch.device('meta'), _RatesOnCpu():
-        model = MODELS.build(model)
-    # torch.Tensor(SIZE) heeds no device: Deformable DETR's level_embed.
-    return model.to('meta')
+    with scope, torch.device('meta'):
+        try:
+            with _RatesOnCpu():
+                built = MODELS.build(copy.deepcopy(model))
+        except Exception as error:
+            try:  # where they are computed with: CLRNet
+                built = MODELS.build(model)
+            except Exception:
+                raise error
+    _drop_numbers(built)
+    return built
+
+
+def _drop_numbers(model: nn.Module) -> None:
+    """Move to the meta device what heeds no device: ``torch.Tensor(SIZE)``
+    (Deformable DETR's ``level_embed``), rates. What is shared stays so."""
+    moved = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or tensor.is_meta:
+                    continue
+                if id(tensor) not in moved:
+                    data = tensor.detach().to('meta')
+                    moved[id(tensor)] = tensor, (
+                        nn.Parameter(data, tensor.requires_grad) if isinstance(
+                            tensor, nn.Parameter) else data)
+                tensors[name] = moved[id(tensor)][1]

@@ -285,7 +285,8 @@ def _check_data(cfg: Config, *splits: str) -> None:
             name = f'{split}_dataloader.dataset'
             check_dataset(dataset, name)
             check_num_classes(cfg.get('model'), dataset, name)
-            check_one_hot(cfg, dataset, name)
+            if split == 'train':
+                check_one_hot(cfg, dataset, name)
             check_evaluator(
                 cfg.get(f'{split}_evaluator'), f'{split}_evaluator', dataset)
         if len(datasets) > 1:

@@ -61,7 +61,7 @@ class ParameterReport:
             ('all', '', self.total, self.trainable)
         ]:
             lines.append((component, part, f'{total:,}', f'{trainable:,}',
-                          f'{100 * trainable / self.total:.2f}'))
+                          f'{100 * trainable / (self.total or 1):.2f}'))
         widths = [max(len(line[i]) for line in lines) for i in range(5)]
         return '\n'.join('  '.join(
             text.ljust(width) if i < 2 else text.rjust(width)

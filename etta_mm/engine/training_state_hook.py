@@ -38,6 +38,7 @@ class TrainingStateHook(Hook):
         self._before_val = None
         self._resumed = None
         self._is_first = True  # whether no epoch has begun
+        self._epoch = self._epoch_start = 0  # and its first iteration
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Add the state to the checkpoint.
@@ -52,7 +53,7 @@ class TrainingStateHook(Hook):
         checkpoint[STATE_KEY] = dict(
             random=self._before_val or random_state(),
             sampler_seed=getattr(_sampler(runner), 'seed', None),
-            num_batches=len(runner.train_dataloader),
+            **self._position(runner, checkpoint['meta']),
             gradients={
                 plain_name(name): p.grad.detach().cpu()
                 for name, p in model.named_parameters()
@@ -107,9 +108,19 @@ class TrainingStateHook(Hook):
         """
         if self._resumed is not None and get_world_size() == 1:
             set_random_state(self._resumed['random'])
-        if self._is_first:
-            _skip_seen(runner, (self._resumed or {}).get('num_batches'))
+        skipped = _skip_seen(runner, self._resumed) if self._is_first else 0
         self._resumed, self._is_first = None, False
+        self._epoch, self._epoch_start = runner.epoch, runner.iter - skipped
+
+    def _position(self, runner, meta: dict) -> dict:
+        """How many batches there are in an epoch, and how many of the one that
+        the checkpoint stands in have been seen."""
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            return {}
+        is_over = meta['epoch'] > self._epoch
+        return dict(
+            num_batches=len(runner.train_dataloader),
+            seen=0 if is_over else meta['iter'] - self._epoch_start)
 
     def before_val(self, runner) -> None:
         """Remember the generators.
@@ -146,22 +157,26 @@ class _Rest:
         return getattr(self.batch_sampler, name)
 
 
-def _skip_seen(runner, num_batches: Optional[int]) -> None:
+def _skip_seen(runner, resumed: Optional[dict]) -> int:
     """Leave out what the epoch that is resumed has seen, unless it had another
     number of batches (other data, batch size, or number of processes): what it
-    has seen is not known then."""
+    has seen is not known then. Returns how many batches that are."""
     loader = runner.train_dataloader
-    if num_batches not in (None, len(loader)):
-        return
     if not isinstance(runner.train_loop, EpochBasedTrainLoop):
-        return  # mmengine's IterBasedTrainLoop does so itself
-    number = runner.iter - runner.epoch * len(loader)
+        return 0  # mmengine's IterBasedTrainLoop does so itself
+    if resumed is None or 'seen' not in resumed:  # of an older version
+        number = runner.iter - runner.epoch * len(loader)
+    elif resumed['num_batches'] == len(loader):
+        number = resumed['seen']
+    else:
+        return 0
     if not 0 < number <= len(loader) or loader.batch_sampler is None:
-        return
+        return 0
     runner.logger.info(f'Epoch {runner.epoch + 1} goes on behind {number} of '
                        f'its {len(loader)} batches.')
     # DataLoader forbids the plain assignment; nothing else has read it yet.
     vars(loader)['batch_sampler'] = _Rest(loader.batch_sampler, number)
+    return number
 
 
 def _check_equal_starts(runner) -> None:

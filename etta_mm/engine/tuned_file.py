@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Dict, Sequence, Tuple, Union
 
+import numpy as np
 import torch
 from mmengine.registry import MODELS
 from safetensors import SafetensorError, safe_open
@@ -48,9 +49,16 @@ def write_tuned(path, tensors: Dict[str, Tensor], metadata: dict) -> Path:
         format_version=FORMAT_VERSION,
         **metadata,
         tensors_fingerprint=tensors_fingerprint(tensors))
-    text = json.dumps(metadata)
+    text = json.dumps(metadata, default=_as_builtin)
     header = {METADATA_KEY: text, CHECKSUM_KEY: checksum(text)}
     return write_atomically(path, save(tensors, header))
+
+
+def _as_builtin(value):
+    """NumPy's numbers, as which an epoch may come."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f'JSON cannot hold {value!r}, a {type(value).__name__}')
 
 
 def read_metadata(path) -> dict:
@@ -246,6 +254,8 @@ def plain_metainfo(metainfo: Union[dict, Sequence[dict]]) -> dict:
             trained on it; of data sets that mmdet's ``ConcatDataset`` joins,
             one for each if they differ: then what all have alike.
     """
+    if not metainfo:
+        return {}
     if not isinstance(metainfo, dict):
         first, *others = map(plain_metainfo, metainfo)
         return {

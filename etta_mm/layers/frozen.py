@@ -7,6 +7,9 @@ this module in place.
 from functools import lru_cache
 
 from torch import nn
+from torch.jit import ScriptModule
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.lazy import LazyModuleMixin
 
 
 class FrozenStatistics:
@@ -63,9 +66,19 @@ def _new(cls: type) -> nn.Module:
 
 
 def freeze_statistics(module: nn.Module) -> None:
-    """Freeze the running statistics of ``module`` itself, if it has any."""
-    if (module._buffers.get('running_mean') is None
-            or isinstance(module, FrozenStatistics)):
+    """Freeze the running statistics of ``module`` itself, if it has any.
+
+    Raises:
+        TypeError: If they are not there yet.
+    """
+    if (getattr(module, 'running_mean', None) is None
+            or isinstance(module, (FrozenStatistics, ScriptModule))):
         return
+    if not isinstance(module, _NormBase) and list(module.children()):
+        return  # whose children may be trained
+    if isinstance(module, LazyModuleMixin):
+        raise TypeError(
+            f'{type(module).__name__} gets its class and its statistics with '
+            'the first input, and cannot be frozen before; run the model once')
     module.__class__ = frozen_class(type(module))
     module.eval()

@@ -4,6 +4,7 @@ import re
 from difflib import get_close_matches
 from typing import Dict, List, Set
 
+import numpy as np
 from mmcv.cnn.bricks.transformer import FFN, MultiheadAttention
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
@@ -83,11 +84,14 @@ def _patterns(key: str, value) -> List[str]:
 
 
 def _plain(value):
-    """Dicts and lists of mmengine's config as builtin ones."""
+    """Dicts and lists of mmengine's config, and NumPy's numbers, as builtin
+    ones."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
+    if isinstance(value, (np.generic, np.ndarray)):  # such as of np.arange
+        return value.tolist()
     return value
 
 
@@ -109,9 +113,11 @@ def trained_names(model: nn.Module, patterns: List[str]) -> List[str]:
             n for n in names if n not in trained and any(
                 f'{n}.'.startswith(f'{owner}.') for owner in matched)
         ]
-    ids = {id(parameters[n]) for n in trained if n in parameters}
+    everything = {**dict(model.named_modules(remove_duplicate=False)),
+                  **parameters}
+    ids = {id(everything[n]) for n in trained}
     return trained + [
-        n for n, p in parameters.items() if id(p) in ids and n not in trained
+        n for n, p in everything.items() if id(p) in ids and n not in trained
     ]
 
 

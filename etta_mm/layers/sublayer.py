@@ -8,6 +8,9 @@ from torch import Tensor
 from ..tuners import (ConvAdapter, LoRA, ParallelAdapter, SerialAdapter, Tuner,
                       build_tuner, tuner_class)
 
+#: The tuners that :meth:`TunedSublayer.adapt` puts into the forward pass.
+ADAPTERS = (ParallelAdapter, SerialAdapter, ConvAdapter)
+
 
 class TunedSublayer:
     """Mixin that gives a sublayer its tuners.
@@ -28,6 +31,7 @@ class TunedSublayer:
 
     site: str  # 'ffn', 'attn' or 'conv'
     tuning_enabled = True
+    resting = 0  # contexts of disable_tuning that are open
 
     def __init__(self, *args, tuning=None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -47,6 +51,10 @@ class TunedSublayer:
 
     def add_tuner(self, cls: type, cfg: dict) -> None:
         """Add one tuner; a sublayer overrides it for those that need more."""
+        if not issubclass(cls, ADAPTERS):
+            raise ValueError(
+                f'{cls.__name__} is a tuner that no forward pass knows: derive '
+                'it from ' + ', '.join(known.__name__ for known in ADAPTERS))
         self._own(_snake_case(cls.__name__), build_tuner(
             cfg, embed_dims=self.embed_dims))
 
@@ -55,7 +63,13 @@ class TunedSublayer:
             raise ValueError(f'{type(tuner).__name__} stands twice in one '
                              f'{type(self).__name__}; one tuner of a type is '
                              'allowed in a sublayer')
-        self.tuners[name] = tuner
+        like = next((p for key, p in self.named_parameters()
+                     if p.is_floating_point() and not key.startswith('tuners.')),
+                    None)
+        # On the meta device it is for a file, whose values give it memory.
+        if like is not None and not any(p.is_meta for p in tuner.parameters()):
+            tuner.to(device=like.device, dtype=like.dtype)
+        self.tuners[name] = tuner.train(self.training)
 
     @property
     def active_tuners(self) -> Tuple[Tuner, ...]:

@@ -1,4 +1,5 @@
 """Tune a model: put the tuners where the tuning says and freeze the rest."""
+import threading
 from contextlib import contextmanager
 from functools import partial
 from typing import List
@@ -17,6 +18,8 @@ from .guard import guard_loading
 from .plan import (TUNED_CLASSES, frozen_by_train, normalize_tuning,
                    plan_tuning, trained_names)
 from .sublayer import TunedSublayer
+
+_COUNTING = threading.Lock()
 
 
 def apply_tuning(model: nn.Module, tuning: dict) -> nn.Module:
@@ -164,6 +167,7 @@ def _freeze(model: nn.Module, trained: List[str]) -> None:
     for parameter in model.parameters():
         if id(parameter) not in kept:
             parameter.requires_grad_(False)
+            parameter.grad = None  # an older step's
     for name, module in model.named_modules():
         if name not in trained:
             freeze_statistics(module)
@@ -185,17 +189,23 @@ def disable_tuning(model: nn.Module):
     if not sublayers and not any(
             hasattr(m, 'tuning') for m in model.modules()):
         raise ValueError(f'{type(model).__name__} is not tuned')
-    before = [m.tuning_enabled for m in sublayers]
+    _rest(sublayers, 1)
     try:
-        for module in sublayers:
-            module.tuning_enabled = False
         yield model
     finally:
-        for module, enabled in zip(sublayers, before):
-            module.tuning_enabled = enabled
+        _rest(sublayers, -1)
 
 
-def init_tuned(model: nn.Module) -> None:
+def _rest(sublayers: List[TunedSublayer], change: int) -> None:
+    """Count the contexts that are open, which may overlap: those of threads
+    end in any order."""
+    with _COUNTING:
+        for module in sublayers:
+            module.resting += change
+            module.tuning_enabled = module.resting == 0
+
+
+def init_tuned(model: nn.Module, *args, **kwargs) -> None:
     """``init_weights`` of a tuned model: initialise it, then start the tuners,
     over which a host's initialisation goes (a DETR draws every matrix of its
     encoder and decoder). Not if it was initialised before, which mmengine's
@@ -204,7 +214,7 @@ def init_tuned(model: nn.Module) -> None:
     if getattr(model, 'is_init', False):
         return
     model.tuners_loaded = False
-    type(model).init_weights(model)
+    type(model).init_weights(model, *args, **kwargs)
     if not model.tuners_loaded:
         start_tuners(model)
 

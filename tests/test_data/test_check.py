@@ -455,6 +455,7 @@ def test_labels_that_nothing_mixes_may_be_of_any_number(folders):
             dict(model=model, data_preprocessor=dict(num_classes=1000)),
             folders)
     check_one_hot({}, folders)
+    check_one_hot(dict(model=dict(train_cfg=[dict(augments=1)])), folders)
 
 
 @pytest.mark.parametrize('inside', ['a_file', '/proc'])

@@ -9,7 +9,9 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.config import Config
 from mmengine.model import PretrainedInit
 from mmengine.optim import AmpOptimWrapper
+from torch import nn
 
+from etta_mm import count_parameters
 from etta_mm.engine import build_on_meta
 from etta_mm.engine import check_model as module
 from etta_mm.engine.check_model import check_model
@@ -135,3 +137,40 @@ def test_types_may_be_classes(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         check_model(cfg)
+
+
+class Rates(nn.Module):
+    """As CLRNet's head: it computes with its rates while it is built."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0, 1, 3) * torch.ones(3))
+        self.tied = nn.Parameter(torch.Tensor(3))  # heeds no device
+        self.inner = nn.Module()
+        self.inner.tied = self.tied
+
+
+def test_a_model_on_meta_has_no_numbers_and_what_it_shares():
+    model = build_on_meta(Config(dict(model=dict(type=Rates))))
+    assert all(p.is_meta for p in model.parameters())
+    assert model.tied is model.inner.tied
+    assert count_parameters(model).total == 6
+
+
+class Renames(nn.Linear):
+    """As mmdet's heads, which rename what has no version."""
+
+    def _load_from_state_dict(self, state, prefix, metadata, *args):
+        if metadata.get('version') is None:
+            state[f'{prefix}gone'] = state.pop(f'{prefix}weight')
+        super()._load_from_state_dict(state, prefix, metadata, *args)
+
+
+def test_a_checkpoint_keeps_its_versions(tmp_path):
+    cfg = Config(dict(model=dict(type=Renames, in_features=2, out_features=2),
+                      load_from=str(tmp_path / 'a.pth')))
+    Renames._version = 1
+    torch.save(dict(state_dict=Renames(2, 2).state_dict()), cfg.load_from)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        check_model(cfg, is_whole=True)

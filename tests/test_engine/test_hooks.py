@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 from etta_mm import apply_tuning, load_tuned
 from etta_mm.engine import read_metadata
+from etta_mm.engine.tuned_file import plain_metainfo
 
 DIMS = 4
 TUNING = dict(
@@ -155,6 +156,10 @@ def test_classes_that_are_numbers_are_written_as_text(tmp_path):
     run.train()
     info = read_metadata(tmp_path / 'epoch_1.safetensors')['info']
     assert info['dataset_meta'] == dict(classes=['0', '1'])
+
+
+def test_no_data_sets_joined_have_nothing_alike():
+    assert plain_metainfo([]) == {}
 
 
 def test_of_joined_data_sets_it_holds_what_all_have_alike(tmp_path):

@@ -21,7 +21,7 @@ from mmengine.runner import find_latest_checkpoint, load_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from trainer import base as save_the_base
-from trainer import NoisyData, Stopped, config, train
+from trainer import NUM_ITEMS, NoisyData, Stopped, config, train
 
 from etta_mm import load_tuned
 from etta_mm.engine import read_metadata, training_state_hook
@@ -157,6 +157,36 @@ def test_an_epoch_of_another_length_is_trained_whole(base, tmp_path):
         load_from=find_latest_checkpoint(str(tmp_path / 'run')),
         train_dataloader=dict(loader, batch_size=6))
     assert len(made.train_dataloader) == 2 and made.iter == 4 + 2
+    # Nor is anything left out of those after it, whose iterations go on.
+    made = train(
+        tmp_path / 'third', base, 3, resume=True,
+        load_from=find_latest_checkpoint(str(tmp_path / 'again')),
+        train_dataloader=dict(loader, batch_size=6))
+    assert made.iter == 4 + 2 + 2
+
+
+class Endless:
+    """A sampler that does not know its length."""
+
+    def __init__(self, dataset, seed=0):
+        self.seed = seed
+
+    def __iter__(self):
+        return itertools.cycle(range(NUM_ITEMS))
+
+
+def test_iterations_need_no_length(base, tmp_path):
+    cfg = config(
+        tmp_path / 'run', base, 0,
+        train_cfg=dict(by_epoch=False, max_iters=4, val_interval=9),
+        default_hooks=dict(
+            logger=None,
+            checkpoint=dict(
+                type='CheckpointHook', interval=2, by_epoch=False)))
+    cfg.train_dataloader.sampler = dict(type=Endless)
+    cfg.param_scheduler = None
+    build_runner(cfg).train()
+    assert (tmp_path / 'run/iter_4.pth').is_file()
 
 
 def test_processes_that_start_from_different_checkpoints_stop(

@@ -93,3 +93,18 @@ def test_a_norm_without_statistics_is_none_to_freeze():
         kind = type(norm)
         freeze_statistics(norm)
         assert type(norm) is kind and norm.train().training
+
+
+def test_a_norm_without_its_statistics_yet_is_an_error():
+    with pytest.raises(TypeError, match='LazyBatchNorm2d.*run the model'):
+        freeze_statistics(nn.LazyBatchNorm2d())
+
+
+def test_what_holds_other_modules_is_left_to_them():
+    model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(3))
+    model.register_buffer('running_mean', torch.zeros(3))
+    freeze_statistics(model)
+    assert type(model) is nn.Sequential and model.train()[0].training
+    script = torch.jit.script(nn.BatchNorm1d(3))
+    freeze_statistics(script)
+    assert script.train().training

@@ -1,0 +1,171 @@
+"""Tuning a model that somebody has made: as it stands, in code."""
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hosts import randomise
+from mmcv.cnn.bricks.transformer import FFN, MultiheadAttention
+from mmengine.registry import MODELS
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.testing import assert_close
+
+from etta_mm import (apply_tuning, count_parameters, disable_tuning,
+                     load_tuned, save_tuned)
+from etta_mm.engine import read_metadata
+from etta_mm.tuners import Tuner
+
+DIMS = 8
+ADAPTER = dict(type='ParallelAdapter', bottleneck_dims=4)
+TUNINGS = dict(
+    adapter=dict(ffn=ADAPTER, attn=ADAPTER),
+    prefix=dict(attn=dict(type='ScaledPrefix', num_prefix=2)),
+    lora=dict(ffn=dict(type='LoRA', rank=2), attn=dict(type='LoRA', rank=2)))
+
+
+class Net(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.attn = MultiheadAttention(DIMS, 2, batch_first=True)
+        self.ffn = FFN(DIMS, 16)
+        self.head = nn.Linear(DIMS, 3)
+
+    def init_weights(self, value=0.):
+        self.head.bias.data.fill_(value)
+
+    def forward(self, x):
+        return self.head(self.ffn(self.attn(x)))
+
+
+def x(**kwargs):
+    return torch.randn(2, 5, DIMS, **kwargs)
+
+
+def test_tuners_take_the_mode_of_what_they_join():
+    model = Net().eval()
+    apply_tuning(model, dict(ffn=dict(ADAPTER, dropout=0.5)))
+    randomise(model)
+    given = x()
+    assert_close(model(given), model(given), rtol=0, atol=0)
+    assert model.train().ffn.tuners.parallel_adapter.training
+
+
+@pytest.mark.parametrize('tuning', TUNINGS)
+@pytest.mark.parametrize('to', [
+    dict(dtype=torch.float64), dict(dtype=torch.bfloat16), dict(device='meta')
+], ids=['double', 'bfloat16', 'meta'])
+def test_tuners_take_the_place_and_the_type_of_what_they_join(
+        tuning, to, tmp_path):
+    model = Net().to(**to)
+    apply_tuning(model, TUNINGS[tuning])
+    given = x(**to)
+    assert model(given).to(given).shape == (2, 5, 3)
+    assert {(p.device, p.dtype) for p in model.parameters()} == {
+        (given.device, given.dtype)}
+    if not given.is_meta:  # and a file of it fits a base like it
+        base = {k: v for k, v in model.state_dict().items()
+                if '.tuners.' not in k}
+        path = save_tuned(model, tmp_path / 'a.safetensors')
+        other = Net().to(**to)
+        other.load_state_dict(base)
+        load_tuned(other, path)
+        assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_numbers_may_be_numpys(tmp_path):
+    model = apply_tuning(Net(), dict(ffn=dict(
+        ADAPTER, bottleneck_dims=np.int64(4), scale=np.float32(2))))
+    path = save_tuned(model, tmp_path / 'a.safetensors', epoch=np.int64(3))
+    metadata = read_metadata(path)
+    assert metadata['info']['epoch'] == 3
+    cfg, = metadata['roots']['']['tuning']['ffn']
+    assert (cfg['bottleneck_dims'], cfg['scale']) == (4, 2.)
+
+
+def test_contexts_without_tuning_may_overlap():
+    model = apply_tuning(Net(), TUNINGS['adapter'])
+    first, second = disable_tuning(model), disable_tuning(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not model.ffn.tuning_enabled
+    second.__exit__(None, None, None)
+    assert model.ffn.tuning_enabled and model.attn.tuning_enabled
+
+    def rest():
+        for _ in range(200):
+            with disable_tuning(model):
+                pass
+
+    threads = [threading.Thread(target=rest) for _ in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert model.ffn.tuning_enabled and not model.ffn.resting
+
+
+@pytest.mark.parametrize('name', ['neck', 'second'])
+def test_a_shared_module_is_trained_by_either_name(name):
+    model = Net()
+    model.neck = nn.Sequential(FFN(DIMS, 16), nn.BatchNorm1d(DIMS))
+    model.second = model.neck
+    apply_tuning(model, dict(ffn=ADAPTER, train=[name]))
+    assert type(model.neck[0]) is FFN and model.train().neck[1].training
+    assert all(p.requires_grad for p in model.neck.parameters())
+
+
+class Double(nn.Linear):
+
+    def forward(self, given):
+        return 2 * super().forward(given)
+
+
+@pytest.mark.parametrize('change', [
+    lambda ffn: ffn.layers.__setitem__(1, Double(16, DIMS)),
+    lambda ffn: parametrizations.weight_norm(ffn.layers[1])
+], ids=['subclass', 'parametrized'])
+def test_lora_leaves_layers_that_compute_something_else(change):
+    model = Net().eval()
+    change(model.ffn)
+    given = x()
+    expected = model(given)
+    with pytest.raises(ValueError, match='nn.Linear, not .*where='):
+        apply_tuning(model, TUNINGS['lora'])
+    assert_close(model(given), expected, rtol=0, atol=0)
+
+
+@MODELS.register_module()
+class BiasTuner(Tuner):
+    """Of a family that no sublayer knows."""
+    sites = ('ffn', )
+
+    def __init__(self, embed_dims):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(embed_dims))
+
+    def reset_parameters(self):
+        nn.init.zeros_(self.bias)
+
+
+def test_a_tuner_that_no_forward_pass_knows_is_an_error():
+    with pytest.raises(ValueError, match='BiasTuner.*ParallelAdapter'):
+        apply_tuning(Net(), dict(ffn=dict(type='BiasTuner')))
+
+
+def test_init_weights_keeps_its_arguments():
+    model = apply_tuning(Net(), TUNINGS['adapter'])
+    model.init_weights(value=3.)
+    assert (model.head.bias == 3).all()
+
+
+def test_old_gradients_move_nothing_that_is_frozen():
+    model = Net()
+    model(x()).sum().backward()
+    apply_tuning(model, dict(ffn=ADAPTER, train=['head']))
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == {
+        'head.weight', 'head.bias'}
+
+
+def test_a_report_of_nothing():
+    assert '0.00' in str(count_parameters(nn.ReLU()))
