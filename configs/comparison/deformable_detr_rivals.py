@@ -6,11 +6,11 @@ host = 'ET-Deformable DETR'
 title = 'ETTA and its rivals at one budget'
 metric = 'coco/bbox_mAP'
 verdict = '''
-C9 holds by two thirds: of the 5.0 points of AP between what ETTA trains beside its
+Two thirds of C9 are seen here: of the {full fine-tuning - no tuners} points of AP between what ETTA trains beside its
 tuners (no tuners: neck, norm layers, queries, parts of the head) and full fine-tuning,
-the tuners make up 3.3; ETTA stays 1.7 points short, several standard deviations. The
-README's demo, one seed and twice the epochs, has 0.6. LoRA in attentions and
-feed-forward networks is ahead of ETTA by 0.4 points, about one standard deviation; the
+the tuners make up {ETTA - no tuners}; ETTA stays {full fine-tuning - ETTA} points short, several standard deviations. The
+README's demo, one seed and twice the epochs, is nearer. LoRA in attentions and
+feed-forward networks is ahead of ETTA by {LoRA, attention + FFN - ETTA} points, about one standard deviation; the
 parallel adapter alone and Pfeiffer's are level with it. Prefixes alone, standard and
 scaled, bring nothing: they are within a standard deviation of no tuners, so that what
 ETTA gains comes from its adapters. Nothing is said of C12: the load of the machine

@@ -9,12 +9,12 @@ C11's order holds: of the methods that the paper compares at a twentieth, ETTA i
 half a point of AP ahead of Pfeiffer's adapter and of LoRA in the feed-forward networks
 (about two standard deviations), level with the parallel adapter alone, and the standard
 prefix is below the head alone. The paper's distances are larger. One method that it
-does not compare here is better: parallel adapters beside the attentions are 1.4 points
+does not compare here is better: parallel adapters beside the attentions are {parallel adapter, attention - ETTA} points
 ahead of ETTA, which is against C3 and against the split of ETTA's budget. As on ET-ViT,
-the scaled prefix is ahead of the standard one (C1), here by 1.8 points. All are far
+the scaled prefix is ahead of the standard one (C1), here by {scaled prefix - standard prefix} points. All are far
 behind full fine-tuning (C7), of which [detr_gap](../detr_gap/README.md) has more.
-Nothing is said of C12: the rows come from more than one machine, and the tuned hosts match their batches at once since
-the first of them, so that step times do not compare.
+Nothing is said of C12: the rows come from more than one machine, and the tuned hosts
+match their batches at once since the first of them, so that step times do not compare.
 '''
 seeds = [0, 1, 2]
 search_seed = 0

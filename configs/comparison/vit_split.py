@@ -9,10 +9,10 @@ Half of C4 is seen here: spending nearly all on the prefix is the worst split. T
 bottleneck with a short prefix is the best one is not shown: an even split is as good,
 within the spread of the seeds, as the largest bottleneck.
 
-The second row is ETTA as [vit_rivals](../vit_rivals/README.md) has it, where it came to
-83.48: there the search chose another rate. One and the same run differs by up to a point of
-validation accuracy from machine to machine, as much as from seed to seed, so that
-differences of a point between methods of ET-ViT show nothing.
+The second row is ETTA as [vit_rivals](../vit_rivals/README.md) has it, where it came
+out a point higher: there the search chose another rate. One and the same run differs by
+up to a point of validation accuracy from machine to machine, as much as from seed to
+seed, so that differences of a point between methods of ET-ViT show nothing.
 '''
 claims = ['C4']
 seeds = [0, 1, 2]

@@ -17,7 +17,8 @@ A plan is a Python config file of mmengine::
              lr=[1e-3, 3e-3, 1e-2])]
     quick = dict(methods=['ETTA'], seeds=[0], epochs=2, search=False)
 
-Optional: ``claims``, ``title``, ``verdict`` (text that the report repeats),
+Optional: ``claims``, ``title``, ``verdict`` (text that the report repeats, with figures
+for ``{METHOD}`` and ``{METHOD - OTHER}``),
 ``search_seed`` (the first of ``seeds``), ``options``, ``epochs``, ``lr_key``
 ('optim_wrapper.optimizer.lr'), ``quick``, ``custom_imports`` (as in any config
 of mmengine, for the models that a plan brings along). Names that begin with an underscore

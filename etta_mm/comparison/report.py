@@ -3,6 +3,7 @@
 Both are functions of the plan and the rows of ``results.json``, of nothing
 else: no dates, no machine, no order of runs.
 """
+import re
 from pathlib import Path
 from typing import List
 
@@ -52,7 +53,7 @@ def markdown(plan, rows: List[dict], summaries: List[Summary],
     if plan.claims:
         lines += [f'Claims: {", ".join(plan.claims)}.', '']
     if plan.verdict:
-        lines += [plan.verdict.strip(), '']
+        lines += [_verdict(plan, summaries), '']
     lines += table(
         [title.format(metric=f'{plan.metric}, test') for title in HEADER],
         [_cells(plan, summary) for summary in summaries])
@@ -106,6 +107,23 @@ def markdown(plan, rows: List[dict], summaries: List[Summary],
             'of each:', '', '```shell', finals[0]['command'], '```'
         ]
     return '\n'.join(lines) + '\n'
+
+
+def _verdict(plan, summaries: List[Summary]) -> str:
+    """The verdict with its figures: of ``{METHOD}`` the mean, of ``{METHOD -
+    OTHER}`` how many points it is ahead; – where one has not been run."""
+    means = {s.point.method: s.mean for s in summaries}
+
+    def figure(match) -> str:
+        found = [means.get(name) for name in match[1].split(' - ')]
+        if None in found:
+            return '–'
+        if len(found) == 1:
+            return f'{found[0]:.{num_digits(found[0])}f}'
+        points = found[0] - found[1]
+        return f'{points * (1 if abs(found[0]) > 1.5 else 100):.1f}'
+
+    return re.sub(r'\{([^{}]+)\}', figure, plan.verdict.strip())
 
 
 def _cells(plan, summary: Summary) -> List[str]:

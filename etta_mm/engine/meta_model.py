@@ -43,11 +43,8 @@ def build_on_meta(cfg: Config) -> nn.Module:
         try:
             with _RatesOnCpu():
                 built = MODELS.build(copy.deepcopy(model))
-        except Exception as error:
-            try:  # where they are computed with: CLRNet
-                built = MODELS.build(model)
-            except Exception:
-                raise error
+        except RuntimeError:  # they are computed with, as in CLRNet
+            built = MODELS.build(model)
     _drop_numbers(built)
     return built
 

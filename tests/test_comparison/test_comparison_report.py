@@ -1,5 +1,6 @@
 """Table and figures are functions of the plan and of results.json."""
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,24 @@ def test_the_table_says_what_the_rows_say(done):
     assert 'They tie.' in text and 'Claims: C0.' in text
     assert '0.001: 80.00, **0.003: 82.00**, 0.01: 75.00' in text
     assert 'python tools/compare.py configs/plan.py --report-only' in text
+
+
+def test_the_figures_of_a_verdict_are_those_of_the_table(done, tmp_path):
+    plan, out = done
+    plan = replace(plan, verdict='A has {A}, {A - B} more than B; C {A - C}.')
+    rows = read_rows(out / 'results.json')
+    path = write_report(plan, rows, tmp_path)
+    assert 'A has 63.50, 2.0 more than B; C –.' in path.read_text()
+    for row in rows:  # shares, whose points are hundredths
+        row['value'] = row['value'] and row['value'] / 100
+    path = write_report(plan, rows, tmp_path)
+    assert 'A has 0.6350, 2.0 more than B' in path.read_text()
+
+
+@pytest.mark.parametrize('folder', EVIDENCE, ids=lambda path: path.name)
+def test_every_figure_of_a_verdict_is_there(folder):
+    text = (folder / 'README.md').read_text().split('| method |')[0]
+    assert '–' not in text and '{' not in text
 
 
 def test_a_value_of_another_rate_never_enters_the_table(done):
