@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 from etta_mm.benchmark.cases import Case
 from etta_mm.benchmark.measure import compile_parts, measure
+from etta_mm.layers import checkpoint_layers
 
 DEVICE = 'cuda'
 pytestmark = [
@@ -70,6 +71,24 @@ def cpu(tensors):
     if isinstance(tensors, Tensor):
         return tensors.detach().cpu()
     return [cpu(tensor) for tensor in tensors if tensor is not None]
+
+
+@pytest.mark.parametrize('name', SYSTEMS)
+def test_what_is_computed_again_has_the_same_dropout(name):
+    found = []
+    plain = HOSTS[name].build(
+        dict(TUNING, ffn=dict(TUNING['ffn'], dropout=0.3))).to(DEVICE)
+    again = copy.deepcopy(plain)
+    checkpoint_layers(again)
+    batch = HOSTS[name].batch()
+    for model in (plain, again):
+        torch.manual_seed(0)
+        loss(model.train(), batch).backward()
+        found.append({
+            key: p.grad
+            for key, p in model.named_parameters() if p.requires_grad
+        })
+    assert_close(*found, **CLOSE)
 
 
 def test_the_cuda_op_samples_as_the_cpu_path_does():

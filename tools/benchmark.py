@@ -18,6 +18,7 @@ from pathlib import Path
 # Otherwise the question for a GPU starts CUDA, which no fork survives.
 os.environ.setdefault('PYTORCH_NVML_BASED_CUDA_CHECK', '1')
 import torch  # noqa: E402
+from mmengine.logging import MMLogger  # noqa: E402
 
 from etta_mm.benchmark import peers  # noqa: E402
 from etta_mm.benchmark.cases import CASES, Case  # noqa: E402
@@ -146,6 +147,8 @@ def run_apart(args, case: str, method: str, path: Path) -> dict:
 
 def main():
     args = parse_args()
+    # Every model would tell how each of its parameters begins.
+    MMLogger.get_current_instance().setLevel('WARNING')
     if args.worker:
         case, method, path, started = args.worker
         work(args, case, method, Path(path), float(started))

@@ -4,6 +4,7 @@ import time
 
 from etta_mm.data.glyphs import (DEFAULT_SIZES, DOMAINS, IMAGE_SIZES, SPLITS,
                                  TASKS, make_glyphs)
+from etta_mm.engine.user_error import exit_on_user_error
 
 
 def parse_args():
@@ -31,6 +32,11 @@ def parse_args():
 
 def main():
     args = parse_args()
+    with exit_on_user_error(__file__):
+        write(args)
+
+
+def write(args):
     start = time.perf_counter()
     for task in args.tasks:
         for domain in args.domains:

@@ -4,7 +4,8 @@ import argparse
 
 from etta_mm.engine.launch import build_runner, end_process
 from etta_mm.engine.options import add_arguments, testing_config
-from etta_mm.engine.user_error import exit_on_user_error
+from etta_mm.engine.user_error import (exit_on_refusal,
+                                      exit_on_user_error)
 
 
 def parse_args(argv=None):
@@ -32,7 +33,8 @@ def main(argv=None):
     args = parse_args(argv)
     with exit_on_user_error(__file__):
         cfg = testing_config(args)
-    build_runner(cfg).test()
+    with exit_on_refusal(__file__):
+        build_runner(cfg).test()
 
 
 if __name__ == '__main__':

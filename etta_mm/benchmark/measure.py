@@ -151,7 +151,8 @@ class Rival:
     def step(self) -> List[float]:
         """A step's seconds: forward, backward and optimizer."""
         clock, trains = self.clock, self.contestant.trains
-        self.contestant.model.train()
+        if not self.contestant.model.training:  # or it folds its norms anew
+            self.contestant.model.train()
         clock.lap()
         with self.autocast(), torch.set_grad_enabled(trains):
             loss = self.contestant.loss()
@@ -169,7 +170,8 @@ class Rival:
 
     def infer(self, batch: int) -> float:
         """Seconds of a forward pass of ``batch`` images."""
-        self.contestant.model.eval()
+        if self.contestant.model.training:
+            self.contestant.model.eval()
         if batch not in self._infer:
             self._infer = {batch: self.contestant.infer(batch)}
         self.clock.lap()

@@ -10,6 +10,7 @@ from torch import nn
 from ..engine import save_tuned
 from ..engine.cached_features import CachedFeatures
 from ..engine.feature_cache import FeatureCache
+from ..layers.sampling import fast_sampling
 from . import peers
 from .cases import Case, Contestant
 from .floor import to_floor
@@ -92,6 +93,20 @@ def hf_peft_lora(case: Case) -> Contestant:
             if '.tuners.' in name))
 
 
+def fast_cpu(method: Callable[[Case], Contestant]) -> Callable:
+    """``method`` with the sampling of :mod:`etta_mm.fast_cpu`, and that of
+    the other methods of the process left as it is."""
+
+    def contestant(case: Case) -> Contestant:
+        plain = method(case)
+        return replace(
+            plain,
+            loss=fast_sampling()(plain.loss),
+            infer=lambda batch: fast_sampling()(plain.infer(batch)))
+
+    return contestant
+
+
 def _of(tuning: dict, **switches) -> Callable[[Case], Contestant]:
     return lambda case: tuned(case, tuning, **switches)
 
@@ -110,6 +125,9 @@ METHODS: Dict[str, Callable[[Case], Contestant]] = dict(
     lora=_of(dict(attn=dict(type='LoRA', rank=peers.RANK))),
     prefix=_of(dict(attn=dict(type='Prefix', num_prefix=50))),
     full=full,
+    floor_fast_cpu=fast_cpu(floor),
+    etta_fast_cpu=fast_cpu(_of(etta())),
+    full_fast_cpu=fast_cpu(full),
     hf_peft_lora=hf_peft_lora,
     mmpretrain_lora=peers.mmpretrain_lora,
 )
@@ -119,4 +137,6 @@ def methods_of(case: Case) -> list:
     """Names of the methods that exist for ``case``."""
     absent = ({'mmpretrain_lora'} if case.is_detection else
               {'etta_cached', 'etta_unfolded'})
+    if case.device != 'cpu' or not case.name.startswith('deformable'):
+        absent |= {name for name in METHODS if name.endswith('_fast_cpu')}
     return [name for name in METHODS if name not in absent]

@@ -16,6 +16,8 @@ COLUMNS = ('method', 'trained %', 'GFLOP', 'forward ms', 'backward ms', 'optimiz
            'weights MB', 'gradients MB', 'optimizer MB', 'activations MB',
            'infer 1 ms', 'infer 8 ms', 'checkpoint MB', 'start s')
 
+#: What methods with the sampling of ``etta_mm.fast_cpu`` end in.
+FAST = '_fast_cpu'
 RATIOS = ('case', 'step / full', 'step / floor', 'step / peft LoRA',
           'FLOP / full', 'FLOP / floor', 'peak memory / full',
           'infer 1 / base', 'infer 8 / base')
@@ -74,8 +76,9 @@ def markdown(summary: dict, settings: dict) -> str:
     lines = ['Settings: ' + ', '.join(f'{k} {v}' for k, v in settings.items())]
     lines += ['', '## ETTA against the others', '', table_row(RATIOS),
               table_row(['---'] + ['---:'] * (len(RATIOS) - 1))]
-    lines += [table_row(ratios(case, found))
-              for case, found in summary.items()]
+    lines += [table_row(ratios(case, found, sampling))
+              for case, found in summary.items()
+              for sampling in ('', FAST) if not sampling or f'etta{FAST}' in found]
     for case, methods in summary.items():
         floor = methods.get('floor', {}).get('step_s')
         lines += ['', f'## {case}', '', table_row(COLUMNS),
@@ -108,19 +111,28 @@ def markdown(summary: dict, settings: dict) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def ratios(case: str, methods: Dict[str, dict]) -> List[str]:
-    """What ETTA takes, in units of another method's; '' if not measured."""
-    own = _flat(methods.get('etta', {}))
+def ratios(case: str,
+           methods: Dict[str, dict],
+           sampling: str = '') -> List[str]:
+    """What ETTA takes, in units of another method's; '' if not measured.
+
+    Args:
+        case (str): The name of the case.
+        methods (dict): What was found of its methods.
+        sampling (str): '' or :data:`FAST`, for ETTA and its floor; the others
+            are as they are without ETTA.
+    """
+    own = _flat(methods.get(f'etta{sampling}', {}))
+    floor = f'floor{sampling}'
 
     def ratio(key: str, other: str) -> str:
         theirs = _flat(methods.get(other, {})).get(key)
         return f'{own[key] / theirs:.2f}' if theirs and own.get(key) else ''
 
     return [
-        case,
-        *(ratio('step_s', other)
-          for other in ('full', 'floor', 'hf_peft_lora')),
-        *(ratio('flops', other) for other in ('full', 'floor')),
+        case + sampling,
+        *(ratio('step_s', other) for other in ('full', floor, 'hf_peft_lora')),
+        *(ratio('flops', other) for other in ('full', floor)),
         ratio('peak_bytes', 'full'),
         ratio('latency_1', 'base'),
         ratio('latency_8', 'base')
@@ -160,6 +172,7 @@ def figure(summary: dict, path: Path) -> None:
             axis.axvline(
                 1e3 * good['floor']['step_s'], color='black', linestyle=':')
         axis.invert_yaxis()
+        axis.locator_params(axis='x', nbins=6)
         axis.set(title=case, xlabel='ms per step (medians)')
     axes[0][0].legend()
     fig.savefig(path, dpi=150)

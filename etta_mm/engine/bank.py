@@ -43,7 +43,8 @@ class TuningBank:
                 f'{type(model).__name__} is tuned; a bank needs the base: '
                 'build the model with tuning=None, load its weights, then '
                 'load the tunings into the bank')
-        self.model = model.eval().requires_grad_(False)
+        model.eval()  # which returns nothing in backbones of mmdet and mmpretrain
+        self.model = model.requires_grad_(False)
         self._modules = dict(model.named_modules())
         self._place = self._device_and_type()
         self._tunings: Dict[str, LoadedTuning] = {}

@@ -3,12 +3,12 @@ import math
 
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from .cached_features import CachedFeatures
 from .feature_cache import GB, FeatureCache
+from .wrapper import unwrapped
 
 #: Below this share of known images in a repeated pass, the cache is of no use.
 LOW_HIT_RATE = 0.05
@@ -59,8 +59,7 @@ class FeatureCacheHook(Hook):
                 'the feature cache does not go with FSDP: a process that knows '
                 'its images would leave the others waiting in the backbone. '
                 'Train with DDP, or without FeatureCacheHook')
-        if is_model_wrapper(model):
-            model = model.module
+        model = unwrapped(model)
         model.train()  # as the loop does; parts with norm_eval follow it
         cache = FeatureCache(**self.settings)
         self.features = CachedFeatures(model, cache).attach()

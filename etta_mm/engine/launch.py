@@ -19,7 +19,7 @@ from typing import Optional, Sequence
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import BaseTTAModel
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner, load_checkpoint
 from torch import distributed as torch_dist
@@ -30,6 +30,7 @@ from .resume import resume_tuned
 from .training_state_hook import TrainingStateHook
 from .tuned_checkpoint import load_tuned
 from .tuned_file import plain_metainfo
+from .wrapper import unwrapped
 
 #: Where each launcher tells a process its rank, local rank and world size.
 RANK_VARIABLES = dict(
@@ -140,9 +141,7 @@ def _load_tuned(runner: Runner, path: str, resume: bool) -> None:
     Its classes are compared with those of the data that the run reads: to
     train on if it resumes, else to test on.
     """
-    model = runner.model
-    if is_model_wrapper(model):
-        model = model.module
+    model = unwrapped(runner.model)
     if isinstance(model, BaseTTAModel):
         model = model.module
     base = runner.cfg.get('load_from')

@@ -121,18 +121,16 @@ def _copy(base: nn.Module, tensors: Dict[str, Tensor],
     model = copy.deepcopy(base, memo)
     vars(model).pop('dataset_meta', None)  # the classes of the base
     for path, module in modules.items():
-        module = copy.deepcopy(module).eval()
+        module = copy.deepcopy(module)
+        module.eval()
         if _is_without_memory(module):
             device = next(base.parameters()).device
             module.to_empty(device=device)
             _fill(module, base.get_submodule(path), path, tensors)
         for holder, key in _holders(model, path):
             model.get_submodule(holder)._modules[key] = module
-    for key, parameter in model.named_parameters():
-        # The base is frozen. What is trained and not in the file is thus
-        # taken for the base's, and missed there.
-        if key in tensors and parameter.is_floating_point():
-            parameter.requires_grad_(True)
+    # The base is frozen. What is trained and not in the file is thus taken for
+    # the base's, and missed there.
     return model
 
 

@@ -9,10 +9,11 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers.attention import ETMultiheadAttention, ETViTAttention
+from ..layers.attention import ETMultiheadAttention
 from ..layers.linear import ETLinear
 from ..layers.plan import SITES
 from ..layers.sublayer import TunedSublayer
+from ..layers.vit_attention import ETViTAttention
 from ..tuners import LoRA
 from .tuned_checkpoint import tuned_roots
 

@@ -7,11 +7,11 @@ of our own.
 """
 from pathlib import Path
 
-from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 
 from .training_state import load_training_state, state_path
 from .tuned_file import read_metadata
+from .wrapper import unwrapped
 
 SCHEME = 'tuned://'
 _put_together = {}  # name -> checkpoint, until the Runner takes it
@@ -30,9 +30,7 @@ def resume_tuned(runner: Runner, path) -> None:
         FileNotFoundError: If there is no training state.
         ValueError: If it is damaged, or belongs to another checkpoint.
     """
-    model = runner.model
-    if is_model_wrapper(model):
-        model = model.module
+    model = unwrapped(runner.model)
     fingerprint = read_metadata(path).get('tensors_fingerprint')
     name = SCHEME + str(Path(path).resolve())
     _put_together[name] = load_training_state(

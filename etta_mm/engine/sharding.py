@@ -20,13 +20,13 @@ import torch
 from mmengine._strategy import BaseStrategy
 from mmengine._strategy.fsdp import FSDPStrategy
 from mmengine.dist import is_main_process
-from mmengine.model import is_model_wrapper
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import STRATEGIES
 from torch import Tensor, nn
 
 from .atomic import appearing_whole
 from .sharded_model import plain_name
+from .wrapper import unwrapped
 
 
 def on_meta(model: nn.Module) -> nn.Module:
@@ -55,8 +55,7 @@ def structure(runner) -> nn.Module:
     strategy = getattr(runner, 'strategy', None)
     if isinstance(strategy, ETFSDPStrategy):
         return strategy.structure
-    model = runner.model
-    return model.module if is_model_wrapper(model) else model
+    return unwrapped(runner.model)
 
 
 @STRATEGIES.register_module()

@@ -4,12 +4,12 @@ from typing import Optional
 
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
 from .random_state import random_state, set_random_state
 from .sharded_model import plain_name
+from .wrapper import unwrapped
 
 STATE_KEY = 'training_state'
 
@@ -47,9 +47,7 @@ class TrainingStateHook(Hook):
             runner (Runner): The runner of the training.
             checkpoint (dict): What is saved.
         """
-        model = runner.model
-        if is_model_wrapper(model):
-            model = model.module
+        model = unwrapped(runner.model)
         checkpoint[STATE_KEY] = dict(
             random=self._before_val or random_state(),
             sampler_seed=getattr(_sampler(runner), 'seed', None),
@@ -92,9 +90,7 @@ class TrainingStateHook(Hook):
         if seed is not None and hasattr(sampler, 'seed'):
             sampler.seed = seed
         gradients = self._resumed['gradients']
-        model = runner.model
-        if is_model_wrapper(model):
-            model = model.module
+        model = unwrapped(runner.model)
         for name, parameter in model.named_parameters():
             given = gradients.get(plain_name(name))
             if parameter.requires_grad and given is not None:

@@ -25,6 +25,7 @@ from .fingerprint import SHORT, base_dtypes, base_hashes, fingerprint, fold
 from .tuned_file import read_metadata, read_tuned, write_tuned
 from .tuned_fit import (check_base, check_classes, check_patterns,
                         check_tensors, check_tuning)
+from .wrapper import check_names, unwrapped
 
 __all__ = [
     'fingerprint', 'load_tuned', 'read_metadata', 'save_tuned', 'tuned_roots',
@@ -35,9 +36,11 @@ __all__ = [
 def tuned_state_dict(model: nn.Module) -> Dict[str, Tensor]:
     """The tensors of ``model`` that training may change, under their names.
 
-    These are the tuners' parameters, every parameter that requires a gradient
-    (a shared one once), and the buffers of the modules that own those or keep
-    running statistics that are not frozen.
+    These are the tuners' parameters, what ``train`` of a tuning left
+    trainable, every other parameter that requires a gradient now (such as the
+    head of a classifier whose backbone is tuned; a shared one once), and the
+    buffers of the modules that own those, that ``train`` names (a loss may
+    count in one), or that keep running statistics that are not frozen.
 
     Args:
         model (nn.Module): A tuned model, or one that contains tuned ones.
@@ -45,22 +48,35 @@ def tuned_state_dict(model: nn.Module) -> Dict[str, Tensor]:
     Raises:
         ValueError: If nothing in ``model`` is tuned.
     """
-    if not tuned_roots(model):
+    model = unwrapped(model)
+    check_names(model)
+    roots = tuned_roots(model)
+    if not roots:
         raise ValueError(f'{type(model).__name__} is not tuned; tune it with '
                          'apply_tuning or a tuned host first')
-    tuners = {
-        id(p)
-        for m in model.modules() if isinstance(m, Tuner)
-        for p in m.parameters()
-    }
+    ours = {id(p) for p in model.parameters() if p.requires_grad}
+    for module in model.modules():
+        if isinstance(module, Tuner):
+            ours.update(id(p) for p in module.parameters())
+    named = set()
+    for root in roots.values():
+        named |= {
+            id(module)
+            for name, module in root.named_modules(remove_duplicate=False)
+            if name in getattr(root, 'tuning_trains', ())
+        }
+        ours.update(
+            id(p)
+            for name, p in root.named_parameters(remove_duplicate=False)
+            if name in getattr(root, 'tuning_trains', ()))
     tensors = {
         name: p.detach()
-        for name, p in model.named_parameters()
-        if p.requires_grad or id(p) in tuners
+        for name, p in model.named_parameters() if id(p) in ours
     }
     persistent = model.state_dict(keep_vars=True)
     for name, module in model.named_modules():
-        moves = any(p.requires_grad for p in module.parameters(recurse=False))
+        moves = id(module) in named or any(
+            id(p) in ours for p in module.parameters(recurse=False))
         if isinstance(module, _NormBase):
             moves = not isinstance(module, FrozenStatistics)
         if not moves:
@@ -105,9 +121,12 @@ def save_tuned(model: nn.Module,
         Path: ``path``.
 
     Raises:
-        ValueError: If nothing in ``model`` is tuned.
+        ValueError: If nothing in ``model`` is tuned, or it is frozen as a
+            whole and what was trained outside of what is tuned cannot be told.
         OSError: If the file cannot be written.
     """
+    model = unwrapped(model)
+    _check_known(model)
     tensors = tuned_state_dict(model)
     names = list(tensors)
     if state_dict is not None:
@@ -132,6 +151,18 @@ def save_tuned(model: nn.Module,
                 mmdet=mmdet.__version__,
                 mmpretrain=mmpretrain.__version__),
             info=info))
+
+
+def _check_known(model: nn.Module) -> None:
+    """Refuse a model, such as an averaged copy, whose head would be left out
+    because it says of nothing that it is trained."""
+    outside = [name for name in tuned_roots(model) if name]
+    if outside and not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            f'all of {type(model).__name__} is frozen, so that nobody knows '
+            f'whether something beside {", ".join(outside)}, such as a head, '
+            'was trained. Unfreeze what was, or of an averaged copy save the '
+            'model itself with state_dict=averaged.state_dict()')
 
 
 def load_tuned(model: nn.Module,
@@ -160,6 +191,8 @@ def load_tuned(model: nn.Module,
             classes, the names, the shapes or the types differ; the message
             says which.
     """
+    model = unwrapped(model)
+    check_names(model)
     metadata, tensors = read_tuned(path)
     check_classes(model, metadata, classes, path)
     modules = dict(model.named_modules())
@@ -181,8 +214,18 @@ def load_tuned(model: nn.Module,
     with rolled_back_on_error(model):
         for name, root in metadata['roots'].items():
             if name not in roots:
+                _unfreeze(modules[name], f'{name}.' if name else '', tensors)
                 _apply_without_memory(modules[name], root['tuning'], path)
-        check_tensors(tuned_state_dict(model), tensors, path)
+        expected, state = tuned_state_dict(model), model.state_dict()
+        # What is frozen here and was trained there; that it is no part of the
+        # base there, the fingerprint of the base says.
+        expected.update(
+            {key: state[key] for key in tensors if key in state})
+        # Files of before have some buffers of what is trained in their base.
+        for key in set(expected) - set(tensors):
+            if key in metadata.get('base_hashes', ()):
+                del expected[key]
+        check_tensors(expected, tensors, path)
         _give_memory(model)
         # Only now is it known what is no part of the base.
         check_base(model, list(tensors), metadata, path)
@@ -202,6 +245,15 @@ def _copy_all(tensors: Dict[str, Tensor], into: Dict[str, Tensor]) -> None:
         for key, tensor in before.items():
             into[key].copy_(tensor)
         raise
+
+
+def _unfreeze(module: nn.Module, prefix: str,
+              tensors: Dict[str, Tensor]) -> None:
+    """Have what was trained there trained here, of a base that was frozen to
+    predict: a tuning leaves frozen what it finds frozen."""
+    for name, parameter in module.named_parameters():
+        if f'{prefix}{name}' in tensors and parameter.is_floating_point():
+            parameter.requires_grad_(True)
 
 
 def _apply_without_memory(module: nn.Module, tuning: dict, path) -> None:

@@ -1,4 +1,5 @@
 """Errors of what a user gave: one message from a tool, not a traceback."""
+import dis
 import os.path as osp
 import sys
 from contextlib import contextmanager
@@ -29,6 +30,23 @@ def exit_on_user_error(tool: str) -> Iterator[None]:
         sys.exit(f'{osp.basename(tool)}: error: {message(error)}')
 
 
+@contextmanager
+def exit_on_refusal(tool: str) -> Iterator[None]:
+    """The same for a run that is under way: only what etta_mm itself refuses,
+    such as a checkpoint that the Runner finds not to fit, is a message. In the
+    middle of a training, all else is worth its traceback.
+
+    Args:
+        tool (str): The file of the tool, ``__file__``.
+    """
+    try:
+        yield
+    except ALWAYS + IF_OURS as error:
+        if not is_ours(error):
+            raise
+        sys.exit(f'{osp.basename(tool)}: error: {message(error)}')
+
+
 def message(error: Exception) -> str:
     """What ``error`` says, as a user needs it."""
     if isinstance(error, KeyError) and error.args:
@@ -41,8 +59,11 @@ def message(error: Exception) -> str:
 
 
 def is_ours(error: Exception) -> bool:
-    """Whether a line of etta_mm has raised ``error``."""
+    """Whether a ``raise`` of etta_mm made ``error``, not a slip in it, such
+    as a key that a dict has not."""
     trace = error.__traceback__
     while trace.tb_next is not None:
         trace = trace.tb_next
-    return trace.tb_frame.f_globals['__name__'].startswith('etta_mm.')
+    code = trace.tb_frame.f_code.co_code
+    return (trace.tb_frame.f_globals['__name__'].startswith('etta_mm.')
+            and code[trace.tb_lasti] == dis.opmap['RAISE_VARARGS'])

@@ -1,10 +1,11 @@
-from .attention import ETMultiheadAttention, ETViTAttention
+from .attention import ETMultiheadAttention
 from .checkpointing import checkpoint_layers, transformer_layers
 from .deformable import ETMultiScaleDeformableAttention
 from .ffn import ETFFN, ETSwiGLUFFN
 from .folding import fold_frozen_norms
 from .matching import match_batches
 from .tuning import apply_tuning, disable_tuning, start_tuners
+from .vit_attention import ETViTAttention
 
 __all__ = [
     'ETFFN', 'ETMultiScaleDeformableAttention', 'ETMultiheadAttention',

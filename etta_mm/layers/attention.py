@@ -1,12 +1,12 @@
-"""Softmax attentions with tuners.
+"""Softmax attentions with tuners: what they share, and mmcv's.
 
-Parents: mmcv's ``MultiheadAttention`` and mmpretrain's. Deviations: both go
-through ``scaled_dot_product_attention``, which does not form the attention
-weights (mmcv's parent asks for them and drops them) but where they have dropout
-on a CPU; prefixes join between
-the heads and the output projection, LoRA at the query and the value
-projection, adapters before the residual. mmcv's take this path in a tuned model
-even where they have no tuner; mmpretrain's own is fused as it is.
+Parents: mmcv's ``MultiheadAttention`` and mmpretrain's (:mod:`.vit_attention`).
+Deviations: both go through ``scaled_dot_product_attention``, which does not
+form the attention weights (mmcv's parent asks for them and drops them) but
+where they have dropout on a CPU; prefixes join between the heads and the output
+projection, LoRA at the query and the value projection, adapters before the
+residual. mmcv's take this path in a tuned model even where they have no tuner;
+mmpretrain's own is fused as it is.
 """
 import warnings
 from typing import Optional
@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks.transformer import MultiheadAttention
 from mmengine.registry import MODELS
-from mmpretrain.models.utils import MultiheadAttention as ViTAttention
 from torch import Tensor, nn
 
-from ..tuners import ParallelAdapter, ScaledPrefix, build_tuner
+from ..tuners import ScaledPrefix, build_tuner
 from .dropout import attention_with_dropout, is_packed
 from .sublayer import TunedSublayer, is_lora
 
@@ -85,9 +84,7 @@ class TunedAttention(TunedSublayer):
             t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for t in (q, k, v))
         if prefix is not None and prefix.composition == 'concat':
-            prefix_keys, prefix_values = (
-                t.to(k.dtype).expand(k.size(0), -1, -1, -1)
-                for t in prefix.heads())
+            prefix_keys, prefix_values = prefix.heads(k.size(0), k.dtype)
             keys = torch.cat((prefix_keys, keys), dim=2)
             values = torch.cat((prefix_values, values), dim=2)
             if mask is not None:  # a prefix is visible to every query
@@ -107,6 +104,8 @@ class TunedAttention(TunedSublayer):
         # (bs, num_heads, num_queries, d_head) -> (bs, num_queries, d)
         out = out.transpose(1, 2).flatten(2)
         if prefix is not None and prefix.composition == 'parallel':
+            if scale is not None:  # which the prefix does not know
+                q = q * (scale * queries.size(-1)**0.5)
             out = out + prefix(q)
         return out
 
@@ -280,41 +279,3 @@ def fuse_attentions(model: nn.Module) -> None:
                 module):
             module.__class__ = ETMultiheadAttention
             module.add_tuners(None)
-
-
-class ETViTAttention(TunedAttention, ViTAttention):
-    """mmpretrain's ``MultiheadAttention`` plus tuners."""
-
-    def add_tuner(self, cls: type, cfg: dict) -> None:
-        if (issubclass(cls, ParallelAdapter)
-                and self.input_dims != self.embed_dims):
-            raise ValueError(
-                f'{cls.__name__} cannot stand beside an attention from '
-                f'{self.input_dims} to {self.embed_dims} dimensions; leave it '
-                'out with where=')
-        super().add_tuner(cls, cfg)
-
-    def lora_inputs(self) -> dict:
-        return dict(q=self.input_dims, v=self.input_dims)
-
-    def _logit_scale(self) -> Optional[float]:
-        """Where qk_scale is set, the parent has a function of its own, which
-        divides the logits by its scale."""
-        divisor = getattr(self.scaled_dot_product_attention, 'keywords',
-                          {}).get('scale')
-        return None if divisor is None else 1 / divisor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(bs, num_tokens, input_dims) -> (bs, num_tokens, embed_dims)."""
-        q, k, v = self.qkv(x).chunk(3, -1)
-        v = self._lora('v', x, v)
-        h = self.attend(
-            self._lora('q', x, q), k, v, None,
-            self.attn_drop if self.training else 0., self._logit_scale())
-        h = self.adapt(x, self.gamma1(self.proj_drop(self.proj(h))))
-        h = self.out_drop(h)
-        if self.v_shortcut:
-            # The parent's shortcut is made for a single head.
-            h = v.unflatten(-1, (self.num_heads, -1)).transpose(
-                1, 2).squeeze(1) + h
-        return h

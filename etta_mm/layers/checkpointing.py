@@ -25,8 +25,17 @@ class Checkpointed:
         """As the layer's."""
         if not torch.is_grad_enabled():
             return super().forward(*args, **kwargs)
+        forward, number, names = super().forward, len(args), tuple(kwargs)
+
+        def by_position(*values):
+            return forward(*values[:number], **dict(zip(names,
+                                                        values[number:])))
+
+        # Of the devices of what stands by position alone does torch keep the
+        # random state, without which dropout would draw other masks the second
+        # time; a Deformable DETR's encoder passes keywords only.
         return checkpoint(
-            super().forward, *args, use_reentrant=False, **kwargs)
+            by_position, *args, *kwargs.values(), use_reentrant=False)
 
     def __reduce_ex__(self, protocol):
         """Pickle by the layer's own class: this one has no importable name."""

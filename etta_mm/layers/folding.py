@@ -21,10 +21,12 @@ from typing import Iterator, Optional, Tuple
 
 import torch
 from mmcv.cnn import ConvModule
+from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.backbones.resnet import (BasicBlock, Bottleneck, ResNet,
                                            ResNetV1d)
 from mmdet.models.backbones.resnext import Bottleneck as ResNeXtBottleneck
 from mmdet.models.backbones.resnext import ResNeXt
+from mmdet.models.dense_heads import TOODHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmengine.model import Sequential
 from torch import Tensor, nn
@@ -212,6 +214,16 @@ def _neighbours(model: nn.Module) -> Iterator[Tuple[nn.Module, str, str]]:
                 yield owner, 'conv', owner.norm_name
 
 
+def _reads_raw_memory(model: nn.Module) -> bool:
+    """Whether an op of mmcv in ``model`` may be given the backbone's output,
+    or what is computed from it: most take the channels to be the second
+    dimension in memory, too, and say nothing where they are not."""
+    return any(
+        type(m).__module__.startswith('mmcv.ops.')
+        and not isinstance(m, MultiScaleDeformableAttention)
+        or isinstance(m, TOODHead) for m in model.modules())
+
+
 def fold_frozen_norms(model: nn.Module, channels_last: bool = True) -> int:
     """Fold each frozen batch norm of ``model`` into its frozen convolution.
 
@@ -223,11 +235,14 @@ def fold_frozen_norms(model: nn.Module, channels_last: bool = True) -> int:
         model (nn.Module): A tuned model.
         channels_last (bool): Compute the folded convolutions with the
             channels last in memory, which fewer copies make faster on CPUs
-            and in half precision on GPUs. Defaults to True.
+            and in half precision on GPUs. Not in a model with RoIAlign,
+            deformable convolutions and other ops of mmcv that read memory as
+            it lies. Defaults to True.
 
     Returns:
         int: The number of pairs folded.
     """
+    channels_last = channels_last and not _reads_raw_memory(model)
     number = 0
     parents = Counter(
         id(child) for m in model.modules() for child in m._modules.values())

@@ -2,7 +2,7 @@
 names are trained in full."""
 import re
 from difflib import get_close_matches
-from typing import Dict, List, Set
+from typing import Dict, List, Optional, Set
 
 import numpy as np
 from mmcv.cnn.bricks.transformer import FFN, MultiheadAttention
@@ -13,12 +13,13 @@ from mmpretrain.models.utils import MultiheadAttention as ViTAttention
 from mmpretrain.models.utils import SwiGLUFFN, SwiGLUFFNFused
 from torch import nn
 
-from ..tuners import tuner_class
-from .attention import ETMultiheadAttention, ETViTAttention
+from ..tuners import Tuner, tuner_class
+from .attention import ETMultiheadAttention
 from .conv import ETBasicBlock, ETBottleneck
 from .deformable import ETMultiScaleDeformableAttention
 from .ffn import ETFFN, ETSwiGLUFFN
 from .sublayer import as_list, check_site
+from .vit_attention import ETViTAttention
 
 #: The sublayers that can be tuned and what they become. Exact types: a
 #: subclass may compute something else.
@@ -32,6 +33,13 @@ TUNED_CLASSES = {
     BasicBlock: ETBasicBlock,
     Bottleneck: ETBottleneck,
 }
+
+def tuned_class(module: nn.Module) -> Optional[type]:
+    """What ``module`` becomes with tuners, or None if it can have none."""
+    cls = type(module)
+    return cls if cls in TUNED_CLASSES.values() else TUNED_CLASSES.get(cls)
+
+
 #: The keys of a tuning that name tuners.
 SITES = ('ffn', 'attn', 'conv')
 KEYS = (*SITES, 'train', 'where')
@@ -104,7 +112,9 @@ def trained_names(model: nn.Module, patterns: List[str]) -> List[str]:
     names += parameters
     trained = []
     for pattern in patterns:
-        matched = [n for n in names if re.fullmatch(pattern, n)]
+        matched = [
+            n for n in names if n == pattern or re.fullmatch(pattern, n)
+        ]
         if not matched:
             raise ValueError(
                 f'train={pattern!r} matches no submodule and no parameter '
@@ -136,7 +146,8 @@ def _sublayers(model: nn.Module, trained: List[str]) -> Dict[str, nn.Module]:
     frozen = frozen_by_train(model)
     found = {}
     for name, module in model.named_modules():
-        if type(module) not in TUNED_CLASSES:
+        if tuned_class(module) is None or any(
+                isinstance(m, Tuner) for m in module.modules()):
             continue
         if any(f'{name}.'.startswith(prefix) for prefix in excluded):
             continue
@@ -173,7 +184,7 @@ def plan_tuning(model: nn.Module, tuning: dict, trained: List[str]):
     for site in SITES:
         at_site = [
             n for n, m in sublayers.items()
-            if TUNED_CLASSES[type(m)].site == site
+            if tuned_class(m).site == site
         ]
         for cfg in tuning.get(site, []):
             cls = tuner_class(cfg)
@@ -200,10 +211,11 @@ def plan_tuning(model: nn.Module, tuning: dict, trained: List[str]):
 
 def _why_none(model: nn.Module, site: str) -> str:
     if any(
-            type(m) in TUNED_CLASSES and TUNED_CLASSES[type(m)].site == site
+            getattr(tuned_class(m), 'site', None) == site
             for m in model.modules()):
         return (f'each of {_supported(site)} in it is trained in full (train), '
-                "frozen for good (frozen_stages) or part of a DETR's head")
+                "frozen for good (frozen_stages), part of a DETR's head or has "
+                'a tuner already')
     return f'it has none of {_supported(site)}'
 
 

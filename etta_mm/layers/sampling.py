@@ -13,14 +13,19 @@ reads a row of channels at a time and keeps none. So does the gradient of V,
 with the parts of queries and pixels changed. This module is used only if a
 config asks for it, see :mod:`etta_mm.fast_cpu`.
 """
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
+from mmcv.ops import multi_scale_deform_attn as mmcv_module
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 #: Sums whose rows are looked at once in the backward pass; they fit the cache.
 CHUNK = 128
+#: mmcv's own.
+fallback = mmcv_module.multi_scale_deformable_attn_pytorch
 
 
 class _Sample(Function):
@@ -144,3 +149,32 @@ def sample(value: Tensor, value_spatial_shapes: Tensor,
     """
     return _Sample.apply(value, value_spatial_shapes, sampling_locations,
                          attention_weights)
+
+
+def sample_if_possible(value, value_spatial_shapes, sampling_locations,
+                       attention_weights):
+    """:func:`sample`, or mmcv's function where that cannot do the work."""
+    function = fallback
+    # The exported models' sizes are plain numbers.
+    if torch.is_tensor(value_spatial_shapes) and can_sample(
+            value, sampling_locations, attention_weights):
+        function = sample
+    return function(value, value_spatial_shapes, sampling_locations,
+                    attention_weights)
+
+
+def use_fast_sampling() -> None:
+    """From now on mmcv's deformable attention samples this way on a CPU."""
+    mmcv_module.multi_scale_deformable_attn_pytorch = sample_if_possible
+
+
+@contextmanager
+def fast_sampling():
+    """The same for the forward passes within; their backward passes may be
+    anywhere."""
+    before = mmcv_module.multi_scale_deformable_attn_pytorch
+    use_fast_sampling()
+    try:
+        yield
+    finally:
+        mmcv_module.multi_scale_deformable_attn_pytorch = before

@@ -37,6 +37,15 @@ class TunedSublayer:
         super().__init__(*args, **kwargs)
         self.add_tuners(tuning)
 
+    def __getstate__(self) -> dict:
+        """A copy, or a pickle, is of the sublayer at work: no context of
+        disable_tuning will end for it."""
+        return {
+            key: value
+            for key, value in vars(self).items()
+            if key not in ('resting', 'tuning_enabled')
+        }
+
     def add_tuners(self, tuning) -> None:
         """Add the tuners that ``tuning`` describes.
 

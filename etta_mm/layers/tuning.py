@@ -2,21 +2,23 @@
 import threading
 from contextlib import contextmanager
 from functools import partial
-from typing import List
+from typing import List, Optional
 
 from mmdet.models.dense_heads import MaskFormerHead
 from mmdet.models.detectors import DETR
 from mmengine.logging import print_log
+from mmengine.model import ModuleDict
 from mmpretrain.models.backbones import RevVisionTransformer
 from torch import nn
 
 from ..tuners import Tuner
 from .attention import fuse_attentions
 from .dropout import pack_dropouts
+from .ffn import keep_inputs_of_relus
 from .frozen import freeze_statistics
 from .guard import guard_loading
-from .plan import (TUNED_CLASSES, frozen_by_train, normalize_tuning,
-                   plan_tuning, trained_names)
+from .plan import (frozen_by_train, normalize_tuning, plan_tuning,
+                   trained_names, tuned_class)
 from .sublayer import TunedSublayer
 
 _COUNTING = threading.Lock()
@@ -78,20 +80,26 @@ def apply_tuning(model: nn.Module, tuning: dict) -> nn.Module:
                          'attn or train')
     with rolled_back_on_error(model):
         for module, cfgs in plan:
-            module.__class__ = TUNED_CLASSES[type(module)]
+            module.__class__ = tuned_class(module)
             module.add_tuners(cfgs)
         fuse_attentions(model)
         pack_dropouts(model)
         _drop_dead_updates(model)
         _freeze(model, trained)
-        if not any(p.requires_grad for p in model.parameters()):
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        if not any(p.requires_grad for p in parameters.values()):
             raise ValueError(
                 f'the tuning leaves nothing to train: train={tuning["train"]} '
                 'holds no parameter, or the model itself froze them '
                 '(frozen_stages); give it ffn, attn or another train')
         model.tuning = tuning
+        # What is saved, even if it is frozen before: modules and parameters.
+        model.tuning_trains = frozenset(
+            n for n in trained
+            if n not in parameters or parameters[n].requires_grad)
         guard_loading(model, trained)
     _use_autograd(model)
+    keep_inputs_of_relus(model)
     if hasattr(model, 'init_weights'):
         model.init_weights = partial(init_tuned, model)
     return model
@@ -127,22 +135,32 @@ def _use_autograd(model: nn.Module) -> None:
                 logger='current')
 
 
+def _tuners(module: nn.Module) -> Optional[dict]:
+    """The tuners of a sublayer by name, None where there is no place for any."""
+    tuners = module._modules.get('tuners')
+    return None if tuners is None else dict(tuners.items())
+
+
 @contextmanager
 def rolled_back_on_error(model: nn.Module):
     """Make ``model`` what it was if the tuning turns out wrong half way."""
     before = [(m, type(m), m.training, 'tuning' in vars(m),
-               list(m._load_state_dict_pre_hooks)) for m in model.modules()]
+               _tuners(m), list(m._load_state_dict_pre_hooks))
+              for m in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
     try:
         yield
     except BaseException:
-        for module, cls, training, was_tuned, hooks in before:
+        for module, cls, training, was_tuned, tuners, hooks in before:
             if type(module) is not cls:
                 module.__class__ = cls
                 module.training = training
+            if tuners != _tuners(module):
                 module._modules.pop('tuners', None)
+                if tuners is not None:
+                    module.tuners = ModuleDict(tuners)
             if not was_tuned:
-                for name in ('tuning', 'tuners_loaded', 'other_shapes',
+                for name in ('tuning', 'tuning_trains', 'tuners_loaded', 'other_shapes',
                              'init_weights'):
                     vars(module).pop(name, None)
             for key in set(module._load_state_dict_pre_hooks) - set(hooks):

@@ -25,7 +25,8 @@ class TunedHost:
         fold_norms (bool): Compute frozen batch norms together with the frozen
             convolutions before them; weights and checkpoints stay as they
             are. Defaults to True.
-        channels_last (bool): Compute these with the channels last in memory.
+        channels_last (bool): Compute these with the channels last in memory,
+            but in a model with RoIAlign and the like, which misread it.
             Defaults to True.
         batch_matching (bool): Match predictions and boxes of all images of a
             batch together in a DETR's head, in single precision with the same

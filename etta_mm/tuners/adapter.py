@@ -30,7 +30,9 @@ class Adapter(Tuner):
             raise ValueError(f'{type(self).__name__}(dropout={dropout}): '
                              'dropout must be in [0, 1)')
         self.down = nn.Linear(embed_dims, b)
-        self.act = nn.ReLU(inplace=True)
+        # In place it would write into a view, the output of a linear map,
+        # whose backward pass copies whole tensors five times.
+        self.act = nn.ReLU()
         self.dropout = nn.Dropout(dropout)
         self.up = nn.Linear(b, embed_dims)
         self.scale = Scale(check_number(self, 'scale', scale), learn_scale)

@@ -106,11 +106,15 @@ class ScaledPrefix(Tuner):
             nn.init.normal_(self.value, std=0.02)
         self.scale.reset_parameters()
 
-    def heads(self) -> Tuple[Tensor, Tensor]:
-        """P_k and s·P_v, each of shape (1, num_heads, num_prefix, d_head)."""
-        split = (1, self.num_prefix, self.num_heads, -1)
-        return (self.key.view(split).transpose(1, 2),
-                self.scale(self.value).view(split).transpose(1, 2))
+    def heads(self, number: int, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
+        """P_k and s·P_v for each of so many images, without a copy: (number,
+        num_heads, num_prefix, d_head) of the type ``dtype``."""
+        # Expanded before the transpose, so that the gradients' sum over the
+        # images lies in memory as the parameter does.
+        return tuple(
+            t.to(dtype).unflatten(-1, (self.num_heads, -1)).expand(
+                number, -1, -1, -1).transpose(1, 2)
+            for t in (self.key, self.scale(self.value)))
 
     def forward(self, query: Tensor) -> Tensor:
         """``s * Attn(q, P_k, P_v)``, what 'parallel' adds.
@@ -148,9 +152,7 @@ class ScaledPrefix(Tuner):
         itself."""
         # (blocks, length, d) -> (blocks, num_heads, length, d_head)
         queries = query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        key, value = (
-            t.to(query.dtype).expand(query.size(0), -1, -1, -1)
-            for t in self.heads())
+        key, value = self.heads(query.size(0), query.dtype)
         out = F.scaled_dot_product_attention(queries, key, value)
         return out.transpose(1, 2).flatten(2)
 

@@ -84,6 +84,17 @@ def test_the_ratios_are_those_of_etta_to_the_others():
     ]
 
 
+def test_etta_with_fast_sampling_has_a_row_of_its_own():
+    """Against what is there without ETTA, and its own floor."""
+    runs = [
+        run('full', [7.]), run('floor', [7.]), run('etta', [7.]),
+        run('floor_fast_cpu', [1.]), run('etta_fast_cpu', [3.])
+    ]
+    text = markdown(summarise(runs, batch=4), SETTINGS)
+    assert '| vit_b16 | 1.00 | 1.00 |' in text
+    assert '| vit_b16_fast_cpu | 0.50 | 2.00 |' in text
+
+
 @pytest.mark.parametrize(
     'path', sorted(SHIPPED.glob('*/benchmark.json')), ids=lambda p: p.parent.name)
 def test_a_shipped_table_is_that_of_its_measurements(path):
@@ -98,6 +109,8 @@ def test_every_case_has_its_rivals_and_the_floor(name):
     assert set(methods) <= set(METHODS)
     assert {'base', 'floor', 'head', 'etta', 'serial', 'lora', 'prefix',
             'full', 'hf_peft_lora'} <= set(methods)
+    assert ('etta_fast_cpu' in methods) == name.startswith('deformable')
+    assert 'etta_fast_cpu' not in methods_of(Case(name, device='cuda'))
 
 
 def test_an_unknown_case_is_an_error_that_names_the_cases():

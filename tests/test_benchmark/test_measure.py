@@ -13,6 +13,7 @@ from etta_mm.benchmark.measure import Rival, measure, time_in_turn
 from etta_mm.benchmark.memory import freed_memory_returned
 from etta_mm.benchmark.methods import METHODS
 from etta_mm.benchmark.report import PARTS
+from etta_mm.layers.folding import ConvNorm
 
 
 @pytest.fixture(scope='module')
@@ -48,6 +49,42 @@ def test_behind_the_cache_a_step_is_the_transformers_alone():
     features = count_flops(
         lambda: plain.model.extract_feat(torch.zeros(2, 3, 64, 64)))
     assert first == writing == reading + features
+
+
+def test_no_norm_is_folded_anew_in_what_is_timed(monkeypatch):
+    case = Case('detr_r50', (64, 64), batch=1, depth=1)
+    rival = Rival(METHODS['etta'](case), 'cpu', 'float32')
+    rival.step(), rival.infer(1)  # the warm-up
+    folds = []
+    fold = ConvNorm._fold
+    monkeypatch.setattr(ConvNorm, '_fold',
+                        lambda *args: folds.append(1) or fold(*args))
+    rival.infer(1)
+    assert not folds
+    rival.step(), folds.clear(), rival.step()
+    assert not folds
+
+
+def test_fast_sampling_is_that_of_its_methods_alone():
+    """Also where those of all methods share a process."""
+    case = Case('deformable', (64, 64), batch=1, depth=1)
+    fast, plain = (METHODS[name](case) for name in ('full_fast_cpu', 'full'))
+    losses = [contestant.loss() for contestant in (fast, plain)]
+    kinds = [{type(node).__name__ for node in graph(loss)} for loss in losses]
+    assert ['_SampleBackward' in found for found in kinds] == [True, False]
+    assert ['GridSampler2DBackward0' in found
+            for found in kinds] == [False, True]
+
+
+def graph(loss):
+    """All nodes of the backward pass."""
+    seen, waiting = set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [child for child, _ in node.next_functions]
+    return seen
 
 
 def test_rivals_take_turns_forwards_and_backwards():

@@ -654,6 +654,15 @@ def test_a_failed_load_leaves_the_bank_as_it_was(failure, active, files,
     assert live_bytes() == memory
 
 
+def test_a_backbone_alone_is_a_base():
+    """Its eval() returns None."""
+    from mmpretrain.models import VisionTransformer
+    backbone = VisionTransformer(
+        dict(embed_dims=8, num_layers=1, num_heads=2, feedforward_channels=16),
+        img_size=16, patch_size=8)
+    assert TuningBank(backbone).model is backbone
+
+
 def test_a_tuned_model_is_no_base(files):
     model = copy.deepcopy(HOSTS['detr'].base())
     load_tuned(model, files('detr')['loras'])

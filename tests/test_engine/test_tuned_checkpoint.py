@@ -13,14 +13,17 @@ import pytest
 import torch
 from hosts import HOSTS, output, train_steps
 from mmdet.registry import MODELS
+from mmcv.cnn.bricks.transformer import FFN
 from mmengine.config import Config
+from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import DefaultScope
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
-from etta_mm import load_tuned, save_tuned, tuned_state_dict
+from etta_mm import apply_tuning, load_tuned, save_tuned, tuned_state_dict
 from etta_mm.engine import atomic, read_metadata, tuned_checkpoint
 from etta_mm.engine.fingerprint import (fingerprint_of_version_1,
                                         tensors_fingerprint)
@@ -301,6 +304,88 @@ def test_a_missing_file_is_named(path, start):
     assert_refused(
         start(), path.with_name('none.safetensors'), 'none.safetensors',
         error=FileNotFoundError)
+
+
+def test_what_was_trained_is_saved_when_it_is_frozen_by_now(trained, path):
+    model = copy.deepcopy(trained).requires_grad_(False)
+    again = save_tuned(model, path.with_name('again.safetensors'))
+    assert_close(load_file(str(again)), load_file(str(path)), rtol=0, atol=0)
+    assert (read_metadata(again)['base_hashes'] == read_metadata(path)
+            ['base_hashes'])
+
+
+@EACH_START
+def test_a_frozen_model_takes_what_was_trained(trained, path, start):
+    model = start().requires_grad_(False)
+    load_tuned(model, path)
+    assert_same_output(model, trained)
+
+
+def test_a_frozen_head_outside_of_what_is_tuned_takes_its_file(tmp_path):
+    """A classifier's: the tuning is the backbone's."""
+    host = HOSTS['vit']
+    model = host.build(dict(ffn=TUNING['ffn']))
+    model.load_state_dict(host.base_weights(), strict=False)
+    train_steps(model, [host.batch()] * 2)
+    path = save_tuned(model, tmp_path / 'tuned.safetensors')
+    assert any(key.startswith('head.') for key in load_file(str(path)))
+    other = host.build(dict(ffn=TUNING['ffn'])).requires_grad_(False)
+    other.load_state_dict(host.base_weights(), strict=False)
+    load_tuned(other, path)
+    assert_close(
+        dict(other.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
+
+
+def test_a_frozen_copy_whose_head_would_be_left_out_is_refused(tmp_path):
+    """Such as mmengine's averaged models are."""
+    host = HOSTS['vit']
+    model = host.build(dict(ffn=TUNING['ffn']))
+    averaged = ExponentialMovingAverage(model)
+    with pytest.raises(ValueError, match='beside backbone.*state_dict='):
+        save_tuned(averaged.module, tmp_path / 'tuned.safetensors')
+    path = save_tuned(model, tmp_path / 'tuned.safetensors',
+                      averaged.module.state_dict())
+    assert set(load_file(str(path))) == set(tuned_state_dict(model))
+
+
+class Counting(nn.Linear):
+    """A head that trains, and a loss that counts beside it."""
+
+    def __init__(self):
+        super().__init__(4, 4)
+        self.loss = nn.Module()
+        self.loss.register_buffer('seen', torch.zeros(2))
+
+
+def test_what_counts_in_a_trained_head_is_saved(tmp_path):
+    base = nn.ModuleDict(dict(ffn=FFN(4, 8), head=Counting()))
+    model = apply_tuning(
+        copy.deepcopy(base), dict(ffn=TUNING['ffn'], train='head'))
+    model['head'].loss.seen += 3
+    path = save_tuned(model, tmp_path / 'tuned.safetensors')
+    load_tuned(base, path)
+    assert_close(base['head'].loss.seen, model['head'].loss.seen)
+
+
+@pytest.mark.parametrize('wrap', [
+    torch.compile, nn.DataParallel,
+    lambda model: torch.compile(nn.DataParallel(model))
+], ids=['compiled', 'parallel', 'both'])
+def test_a_wrapper_is_no_part_of_the_names(wrap, trained, path):
+    again = save_tuned(wrap(trained), path.with_name('again.safetensors'))
+    assert_close(load_file(str(again)), load_file(str(path)), rtol=0, atol=0)
+    model = build()
+    load_tuned(wrap(model), path)
+    assert_same_output(model, trained)
+
+
+def test_a_part_in_a_wrapper_is_refused_and_named(path):
+    model = build()
+    model.encoder = torch.compile(model.encoder)
+    for action in (lambda: save_tuned(model, path),
+                   lambda: load_tuned(model, path)):
+        with pytest.raises(ValueError, match='model.encoder.compile'):
+            action()
 
 
 def test_a_model_that_is_not_tuned_cannot_be_saved(tmp_path):

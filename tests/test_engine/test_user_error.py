@@ -4,9 +4,12 @@ import json
 import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from torch import nn
 
 from etta_mm.engine import build_on_meta
-from etta_mm.engine.user_error import exit_on_user_error
+from etta_mm.engine.tuned_file import file_classes
+from etta_mm.engine.user_error import exit_on_refusal, exit_on_user_error
+from etta_mm.engine.wrapper import check_names
 
 
 def end_of(action, *args):
@@ -41,6 +44,28 @@ def test_a_config_with_a_syntax_error_gets_its_line(tmp_path):
 def test_what_others_raise_of_a_bug_keeps_its_traceback(error, action):
     with pytest.raises(error):
         with exit_on_user_error('tools/any.py'):
+            action()
+
+
+def refuse():
+    check_names(nn.ModuleDict(dict(part=nn.ModuleDict(dict(
+        _orig_mod=nn.Identity())))))
+
+
+def test_a_run_ends_with_a_message_where_etta_mm_refuses():
+    with pytest.raises(SystemExit, match='^any.py: error: part was replaced'):
+        with exit_on_refusal('tools/any.py'):
+            refuse()
+
+
+@pytest.mark.parametrize('error, action', [
+    (ValueError, lambda: int('x')),
+    (FileNotFoundError, lambda: open('/no/such/file')),
+    (KeyError, lambda: file_classes({})),  # ours, and no refusal
+])
+def test_in_a_run_all_else_keeps_its_traceback(error, action):
+    with pytest.raises(error):
+        with exit_on_refusal('tools/any.py'):
             action()
 
 

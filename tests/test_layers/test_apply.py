@@ -1,4 +1,6 @@
 """Tuning a model that somebody has made: as it stands, in code."""
+import copy
+import pickle
 import threading
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch.testing import assert_close
 from etta_mm import (apply_tuning, count_parameters, disable_tuning,
                      load_tuned, save_tuned)
 from etta_mm.engine import read_metadata
+from etta_mm.layers import ETFFN, ETMultiheadAttention
 from etta_mm.tuners import Tuner
 
 DIMS = 8
@@ -22,6 +25,10 @@ TUNINGS = dict(
     adapter=dict(ffn=ADAPTER, attn=ADAPTER),
     prefix=dict(attn=dict(type='ScaledPrefix', num_prefix=2)),
     lora=dict(ffn=dict(type='LoRA', rank=2), attn=dict(type='LoRA', rank=2)))
+
+
+class NotLinear(nn.Linear):
+    """May compute something else."""
 
 
 class Net(nn.Module):
@@ -103,6 +110,55 @@ def test_contexts_without_tuning_may_overlap():
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert model.ffn.tuning_enabled and not model.ffn.resting
+
+
+@pytest.mark.parametrize('duplicate', [
+    copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))
+], ids=['deepcopy', 'pickle'])
+def test_a_copy_made_while_the_tuners_rest_does_not_rest(duplicate):
+    model = apply_tuning(Net(), TUNINGS['adapter']).eval()
+    randomise(model)
+    given = x()
+    with disable_tuning(model):
+        other = duplicate(model)
+        at_rest = model(given)
+    with pytest.raises(AssertionError):
+        assert_close(at_rest, model(given))
+    assert_close(other(given), model(given), rtol=0, atol=0)
+    with disable_tuning(other), disable_tuning(model):
+        assert_close(other(given), model(given), rtol=0, atol=0)
+
+
+def test_sublayers_of_ours_without_a_tuner_get_theirs():
+    """Such as a model has that builds its layers from config."""
+    model = Net()
+    model.ffn, model.attn = ETFFN(DIMS, 16), ETMultiheadAttention(DIMS, 2)
+    with pytest.raises(ValueError, match='leaves nothing to train|conv'):
+        apply_tuning(model, dict(ffn=ADAPTER, conv=dict(
+            type='ConvAdapter', bottleneck_dims=2)))
+    assert not len(model.ffn.tuners)
+    apply_tuning(model, TUNINGS['adapter'])
+    assert list(model.ffn.tuners) == list(model.attn.tuners) == [
+        'parallel_adapter'
+    ]
+
+
+def test_an_error_takes_back_what_sublayers_of_ours_were_given():
+    model = Net()
+    model.ffn = ETFFN(DIMS, 16)
+    model.ffn.layers[1] = nn.utils.skip_init(NotLinear, 16, DIMS)
+    with pytest.raises(ValueError, match='NotLinear'):
+        apply_tuning(model, dict(attn=ADAPTER, ffn=[ADAPTER, TUNINGS['lora']['ffn']]))
+    assert not any(isinstance(m, Tuner) for m in model.modules())
+    assert not len(model.ffn.tuners)
+    assert type(model.attn) is MultiheadAttention
+
+
+def test_a_name_is_a_name_whatever_a_regular_expression_makes_of_it():
+    model = Net()
+    model.add_module('a+b', nn.Linear(DIMS, DIMS))
+    apply_tuning(model, dict(ffn=ADAPTER, train='a+b'))
+    assert model.get_submodule('a+b').weight.requires_grad
 
 
 @pytest.mark.parametrize('name', ['neck', 'second'])

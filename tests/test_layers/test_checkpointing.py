@@ -10,8 +10,10 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS as MMPRETRAIN
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from etta_mm.layers import checkpoint_layers, transformer_layers
+from etta_mm.layers import (checkpoint_layers, checkpointing,
+                            transformer_layers)
 from etta_mm.layers.checkpointing import Checkpointed, checkpointed_class
 
 NUM_LAYERS = dict(
@@ -77,6 +79,21 @@ def test_gradients_are_those_without_it(pair):
     found = gradients(copy.deepcopy(twin), batch)
     assert any('tuners' in key for key in found)
     assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_torch_sees_the_device_of_every_checkpointed_layer(pair, monkeypatch):
+    """Of what has no place of its own it does not look: the masks of a dropout
+    would be others the second time, on a GPU."""
+    name, _, twin = pair
+    places = []
+
+    def noted(function, *args, **kwargs):
+        places.append(any(torch.is_tensor(arg) for arg in args))
+        return torch_checkpoint(function, *args, **kwargs)
+
+    monkeypatch.setattr(checkpointing, 'checkpoint', noted)
+    loss(copy.deepcopy(twin), HOSTS[name].batch())
+    assert len(places) >= NUM_LAYERS[name] and all(places)
 
 
 def test_fewer_bytes_are_saved(pair):

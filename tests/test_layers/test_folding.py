@@ -7,6 +7,7 @@ import torch
 from hosts import (HOSTS, classifier_config, output, randomise, train_steps,
                    zoo)
 from mmcv.cnn import ConvModule
+from mmcv.ops import ModulatedDeformConv2dPack, RoIAlign
 from mmdet.models import ResNet
 from mmdet.registry import MODELS as MMDET
 from mmengine.registry import DefaultScope
@@ -77,6 +78,30 @@ def test_every_norm_of_a_resnet_is_folded_and_the_output_stays(
     for out in outputs:
         assert channels_last == out.is_contiguous(
             memory_format=torch.channels_last)
+
+
+class ReadingMemory(nn.Module):
+    """A backbone, and an op of mmcv on what it returns."""
+
+    def __init__(self, op: nn.Module, run) -> None:
+        super().__init__()
+        self.backbone, self.op, self.run = resnet(out_indices=(0, )), op, run
+
+    def forward(self, x):
+        return self.run(self.op, self.backbone(x)[0])
+
+
+@pytest.mark.parametrize('model', [
+    ReadingMemory(
+        RoIAlign(3), lambda op, x: op(x, torch.tensor([[1., 0, 0, 9, 7]]))),
+    ReadingMemory(ModulatedDeformConv2dPack(16, 4, 3), lambda op, x: op(x)),
+], ids=['roi_align', 'deformable_convolution'])
+def test_ops_that_read_memory_as_it_lies_get_it_in_order(model):
+    randomise(model)
+    expected = model.requires_grad_(False).eval()(IMAGES)
+    twin = folded(model)
+    assert num_folded(twin) == num_folded(folded(model.backbone)) > 0
+    assert_close(twin(IMAGES), expected, **CLOSE)
 
 
 def test_the_norms_themselves_do_nothing_when_folded():

@@ -4,11 +4,12 @@ import sys
 
 import pytest
 import torch
+from mmcv.ops import multi_scale_deform_attn
 from mmcv.ops.multi_scale_deform_attn import \
     multi_scale_deformable_attn_pytorch as reference
 from torch.testing import assert_close
 
-from etta_mm.layers.sampling import can_sample, sample
+from etta_mm.layers.sampling import can_sample, fast_sampling, sample
 
 SHAPES = torch.tensor([[7, 5], [1, 3], [2, 2]])
 CLOSE = dict(rtol=1e-5, atol=1e-5)
@@ -96,6 +97,17 @@ def test_half_precision_is_left_to_mmcv():
     assert can_sample(value, locations, attention)
     assert not can_sample(value.bfloat16(), locations, attention)
     assert not can_sample(value.to('meta'), locations, attention)
+
+
+def test_it_is_on_within_the_context_only():
+    value, locations, attention = inputs()
+    kinds = [multi_scale_deform_attn.multi_scale_deformable_attn_pytorch]
+    with fast_sampling():
+        out = multi_scale_deform_attn.multi_scale_deformable_attn_pytorch(
+            value, SHAPES, locations, attention)
+    kinds += [multi_scale_deform_attn.multi_scale_deformable_attn_pytorch]
+    assert kinds == [reference, reference]
+    assert type(out.grad_fn).__name__ == '_SampleBackward'
 
 
 def test_a_config_switches_it_on():

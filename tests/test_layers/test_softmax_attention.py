@@ -397,6 +397,23 @@ def test_vit_prefix_joins_by_its_formula(composition):
         transcription(mmcv, x, x, x, None, None, {}, composition), **CLOSE)
 
 
+@pytest.mark.parametrize('composition', ['parallel', 'concat'])
+def test_vit_prefix_has_the_scale_of_the_logits(composition):
+    """mmpretrain divides by d_head ** -0.5 where a qk_scale is set, whatever
+    that is; without one it multiplies, which needs larger queries for the same
+    logits."""
+    _, ours = vit_pair(
+        dict(PREFIX, composition=composition), qk_scale=0.3)
+    plain = ETViTAttention(DIMS, HEADS, tuning=dict(
+        PREFIX, composition=composition)).eval()
+    plain.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        for tensor in (plain.qkv.weight, plain.qkv.bias):
+            tensor[:DIMS] *= DIMS // HEADS
+    x = torch.randn(BS, QUERIES, DIMS)
+    assert_close(ours(x), plain(x), **CLOSE)
+
+
 def test_vit_adapter_is_outside_the_layer_scale():
     parent, ours = vit_pair(
         dict(type='ParallelAdapter', bottleneck_dims=3, scale=SCALE),
