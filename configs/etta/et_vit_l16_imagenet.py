@@ -24,8 +24,10 @@ optim_wrapper = dict(
     optimizer=dict(lr=1e-3, weight_decay=0.05, fused=True))
 auto_scale_lr = dict(base_batch_size=256)
 train_cfg = dict(max_epochs=20)
+cosine = dict(
+    type='CosineAnnealingLR', T_max=20, end=20, convert_to_iter_based=True)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=500),
-    dict(type='CosineAnnealingLR', T_max=20, end=20, convert_to_iter_based=True)
+    cosine
 ]
 load_from = 'https://mmassets.onedl.ai/mmclassification/v0/vit/finetune/vit-large-p16_in21k-pre-3rdparty_ft-64xb64_in1k-384_20210928-b20ba619.pth'  # noqa: E501

@@ -8,6 +8,7 @@ from .meta_model import build_on_meta
 from .optim_constructor import GroupedOptimWrapperConstructor
 from .parameter_report_hook import ParameterReportHook
 from .parameters import ParameterReport, count_parameters
+from .schedule_check_hook import ScheduleCheckHook
 from .sharded_model import ETFullyShardedDataParallel
 from .sharding import ETFSDPStrategy
 from .training_state_hook import TrainingStateHook
@@ -20,8 +21,8 @@ __all__ = [
     'AtomicCheckpointHook', 'Budget', 'ETFSDPStrategy',
     'ETFullyShardedDataParallel', 'FeatureCacheHook',
     'GroupedOptimWrapperConstructor', 'ParameterReport',
-    'ParameterReportHook', 'TrainingStateHook', 'TunedCheckpointHook',
-    'TuningBank', 'build_on_meta', 'count_parameters', 'load_tuned',
+    'ParameterReportHook', 'ScheduleCheckHook', 'TrainingStateHook',
+    'TunedCheckpointHook', 'TuningBank', 'build_on_meta', 'count_parameters', 'load_tuned',
     'merge_tuning', 'read_metadata', 'save_base', 'save_tuned',
     'solve_bottleneck', 'tuned_state_dict', 'tuned_weights'
 ]

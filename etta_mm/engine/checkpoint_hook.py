@@ -7,6 +7,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
 from .atomic import AtomicBackend, write_atomically
+from .training_state_hook import TrainingStateHook
+from .tuned_checkpoint_hook import TunedCheckpointHook
 
 
 class PatientBackend(AtomicBackend):
@@ -43,6 +45,10 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     _counts = None  # epoch and iteration of what is saved behind a validation
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.removed = set()  # what this hook removed, not the user
 
     def after_val_epoch(self, runner, metrics) -> None:
         """Save the best checkpoint.
@@ -111,6 +117,10 @@ class AtomicCheckpointHook(CheckpointHook):
         filename = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        self._before_any_save(runner)
+        for hook in runner.hooks if is_main_process() else ():
+            if isinstance(hook, TunedCheckpointHook):
+                hook.forget(self.last_ckpt)
         runner.save_checkpoint(
             self.out_dir,
             filename,
@@ -129,9 +139,17 @@ class AtomicCheckpointHook(CheckpointHook):
         if outdated is not None:
             self._remove(self.file_backend.join_path(self.out_dir, outdated))
 
+    @staticmethod
+    def _before_any_save(runner) -> None:
+        """What all processes do, of which one saves."""
+        for hook in runner.hooks:
+            if isinstance(hook, TrainingStateHook):
+                hook.before_any_save(runner)
+
     def _save_best_checkpoint(self, runner, metrics) -> None:
         if not hasattr(self, 'file_backend'):
             return  # a validation by itself: there is nothing to save
+        self._before_any_save(runner)
         backend = self.file_backend
         if type(backend) is not AtomicBackend:
             super()._save_best_checkpoint(runner, metrics)
@@ -151,6 +169,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 self._remove(path)
 
     def _remove(self, path: str) -> None:
+        self.removed.add(path)
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
         elif self.file_backend.isdir(path):  # of deepspeed

@@ -27,6 +27,7 @@ from torch import distributed as torch_dist
 from .base_weights import allow_pickle
 from .checkpoint_hook import AtomicCheckpointHook
 from .resume import resume_tuned
+from .schedule_check_hook import ScheduleCheckHook
 from .training_state_hook import TrainingStateHook
 from .tuned_checkpoint import load_tuned
 from .tuned_file import plain_metainfo
@@ -86,9 +87,11 @@ def _make_safe(runner: Runner) -> None:
     writes down stays one for mmdet's tools, too."""
     for hook in runner.hooks:
         if type(hook) is CheckpointHook:
-            hook.__class__ = AtomicCheckpointHook
+            hook.__class__, hook.removed = AtomicCheckpointHook, set()
     if not any(isinstance(hook, TrainingStateHook) for hook in runner.hooks):
         runner.register_hook(TrainingStateHook())
+    if not any(isinstance(hook, ScheduleCheckHook) for hook in runner.hooks):
+        runner.register_hook(ScheduleCheckHook())
 
 
 def init_gloo(launcher: str, dist_cfg: dict) -> None:

@@ -146,7 +146,7 @@ def training_config(args: argparse.Namespace) -> Config:
             cfg.tuned_from = resume
         else:
             cfg.full_from = (
-                _latest_checkpoint(cfg.work_dir)
+                _latest_checkpoint(cfg)
                 if resume == 'auto' else resume)
             check_file(cfg.full_from, 'The checkpoint',
                        'Give one that exists, as --resume.')
@@ -234,7 +234,8 @@ def _resume_by_config(cfg: Config) -> Optional[str]:
     return None
 
 
-def _latest_checkpoint(work_dir: str) -> str:
+def _latest_checkpoint(cfg: Config) -> str:
+    work_dir = cfg.work_dir
     remedy = (
         'Check --work-dir, name the checkpoint (--resume FILE), or leave '
         '--resume out to start anew.')
@@ -244,9 +245,12 @@ def _latest_checkpoint(work_dir: str) -> str:
         remedy)
     latest = find_latest_checkpoint(work_dir)
     # What is written there is of the folder as it was: it may have another name
-    # now, be a copy, or we stand elsewhere.
+    # now, be a copy, or we stand elsewhere. Checkpoints that were written
+    # elsewhere (out_dir) are where it says, below a folder of the run's name.
     own = osp.join(work_dir, osp.basename(latest))
-    return own if osp.exists(own) else latest
+    hook = cfg.get('default_hooks', {}).get('checkpoint') or {}
+    is_elsewhere = hook.get('out_dir') and osp.exists(latest)
+    return own if osp.exists(own) and not is_elsewhere else latest
 
 
 def _check_resumable(path: str) -> None:

@@ -1,13 +1,15 @@
 """What mmengine's checkpoints lack for a resumed training to be the same."""
 from itertools import islice
-from typing import Optional
+from typing import Iterator, Optional
 
-from mmengine.dist import all_gather_object, get_world_size
-from mmengine.hooks import Hook
+from mmengine.dist import (all_gather_object, all_reduce_dict,
+                           get_world_size)
+from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
 from .random_state import random_state, set_random_state
+from .resumed_settings import differences, warning
 from .sharded_model import plain_name
 from .wrapper import unwrapped
 
@@ -28,7 +30,8 @@ class TrainingStateHook(Hook):
 
     In one process whose data loader has no ``persistent_workers``, the
     weights are equal bit for bit. In several, each keeps the generators that
-    its seed gives.
+    its seed gives, and of accumulated gradients all go on from the mean.
+    Settings of the config that the checkpoint's take the place of are warned of.
     """
 
     # After all that draws random numbers.
@@ -37,6 +40,7 @@ class TrainingStateHook(Hook):
     def __init__(self) -> None:
         self._before_val = None
         self._resumed = None
+        self._gradients = None  # the mean of all processes, before a save
         self._is_first = True  # whether no epoch has begun
         self._epoch = self._epoch_start = 0  # and its first iteration
 
@@ -47,16 +51,29 @@ class TrainingStateHook(Hook):
             runner (Runner): The runner of the training.
             checkpoint (dict): What is saved.
         """
-        model = unwrapped(runner.model)
         checkpoint[STATE_KEY] = dict(
             random=self._before_val or random_state(),
             sampler_seed=getattr(_sampler(runner), 'seed', None),
             **self._position(runner, checkpoint['meta']),
             gradients={
-                plain_name(name): p.grad.detach().cpu()
-                for name, p in model.named_parameters()
-                if p.requires_grad and p.grad is not None
+                name: gradient.cpu()
+                for name, gradient in (_gradients(runner) if self._gradients is
+                                       None else self._gradients).items()
             })
+        for schedule in _schedules(checkpoint):  # which makes it anew
+            for key in [k for k, v in schedule.items() if callable(v)]:
+                del schedule[key]
+
+    def before_any_save(self, runner) -> None:
+        """Bring the accumulated gradients of all processes together, of which
+        one alone saves.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
+        self._gradients = _gradients(runner)
+        if self._gradients and get_world_size() > 1:
+            all_reduce_dict(self._gradients, 'mean')
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Keep the state of a training that is resumed.
@@ -65,8 +82,18 @@ class TrainingStateHook(Hook):
             runner (Runner): The runner of the training.
             checkpoint (dict): What is loaded.
         """
-        if runner._resume:
-            self._resumed = checkpoint.get(STATE_KEY)
+        if not runner._resume:
+            return
+        self._resumed = checkpoint.get(STATE_KEY)
+        found = differences(runner, checkpoint)
+        if found:
+            runner.logger.warning(warning(found))
+        if 'ema_state_dict' in checkpoint and not any(
+                isinstance(hook, EMAHook) for hook in runner.hooks):
+            runner.logger.warning(
+                'The checkpoint is of a training with EMAHook, and this one has '
+                'none: it goes on from the averaged weights. Put the hook back '
+                'into custom_hooks to go on from the trained ones.')
 
     def before_train(self, runner) -> None:
         """Go on with the same order of the data and the same gradients.
@@ -81,14 +108,18 @@ class TrainingStateHook(Hook):
         if runner._resume and _is_over(runner.train_loop):
             runner.logger.warning(
                 f'Resumed behind the end, in epoch {runner.epoch}, iteration '
-                f'{runner.iter}: there is nothing left to train. Raise '
-                'train_cfg.max_epochs (or max_iters), and the ends of the '
-                'schedules, to go on.')
+                f'{runner.iter}: there is nothing left to train. To train '
+                'longer, give the checkpoint as load_from, without --resume, '
+                'and a schedule for what is to come.')
         if self._resumed is None:
             return
         sampler, seed = _sampler(runner), self._resumed['sampler_seed']
         if seed is not None and hasattr(sampler, 'seed'):
             sampler.seed = seed
+        # Made before the runner took the seed of the checkpoint.
+        start = getattr(runner.train_dataloader, 'worker_init_fn', None)
+        if 'seed' in getattr(start, 'keywords', {}):
+            start.keywords['seed'] = runner.seed
         gradients = self._resumed['gradients']
         model = unwrapped(runner.model)
         for name, parameter in model.named_parameters():
@@ -107,6 +138,15 @@ class TrainingStateHook(Hook):
         skipped = _skip_seen(runner, self._resumed) if self._is_first else 0
         self._resumed, self._is_first = None, False
         self._epoch, self._epoch_start = runner.epoch, runner.iter - skipped
+
+    def before_train_iter(self, runner, *args, **kwargs) -> None:
+        """Forget the gradients that were brought together.
+
+        Args:
+            runner (Runner): The runner of the training.
+            *args, **kwargs: Unused.
+        """
+        self._gradients = None
 
     def _position(self, runner, meta: dict) -> dict:
         """How many batches there are in an epoch, and how many of the one that
@@ -136,6 +176,22 @@ class TrainingStateHook(Hook):
         self._before_val = None
 
 
+def _gradients(runner) -> dict:
+    """What is accumulated so far, by the names of a model without wrappers."""
+    return {
+        plain_name(name): p.grad.detach().clone()
+        for name, p in unwrapped(runner.model).named_parameters()
+        if p.requires_grad and p.grad is not None
+    }
+
+
+def _schedules(checkpoint: dict) -> Iterator[dict]:
+    """The states of the schedules of one optimizer or of several."""
+    states = checkpoint.get('param_schedulers') or []
+    for group in states.values() if isinstance(states, dict) else [states]:
+        yield from group
+
+
 class _Rest:
     """A batch sampler that leaves out its first batches once."""
 
@@ -160,12 +216,9 @@ def _skip_seen(runner, resumed: Optional[dict]) -> int:
     loader = runner.train_dataloader
     if not isinstance(runner.train_loop, EpochBasedTrainLoop):
         return 0  # mmengine's IterBasedTrainLoop does so itself
-    if resumed is None or 'seen' not in resumed:  # of an older version
-        number = runner.iter - runner.epoch * len(loader)
-    elif resumed['num_batches'] == len(loader):
-        number = resumed['seen']
-    else:
-        return 0
+    if (resumed or {}).get('num_batches') != len(loader):
+        return 0  # or it is not known, in a checkpoint of mmengine itself
+    number = resumed['seen']
     if not 0 < number <= len(loader) or loader.batch_sampler is None:
         return 0
     runner.logger.info(f'Epoch {runner.epoch + 1} goes on behind {number} of '

@@ -1,5 +1,6 @@
 """Tuned checkpoints beside mmengine's."""
 from pathlib import Path
+from typing import Container
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
@@ -35,6 +36,7 @@ class TunedCheckpointHook(Hook):
     def __init__(self, save_state: bool = True) -> None:
         self.save_state = save_state
         self._written = {}  # full checkpoint -> tuned checkpoint
+        self._own = set()  # full checkpoints of this process
         self._seen = {}  # what mmengine wrote, see _full_checkpoints
         self._saved = None  # what the Runner saved last
         self._is_tuned = False  # whether anything in the model is
@@ -130,13 +132,35 @@ class TunedCheckpointHook(Hook):
                         getattr(runner.train_dataloader.dataset, 'metainfo',
                                 {})))
                 self._written[full] = Path(full).with_suffix('.safetensors')
+                self._own.add(full)
+        removed = self._removed(runner)
         for full in [f for f in self._written if not Path(f).exists()]:
-            tuned = self._written.pop(full)
-            if self._saved is None:
-                continue  # nothing was saved: somebody has made room
-            tuned.unlink(missing_ok=True)
-            state_path(tuned).unlink(missing_ok=True)
+            if full in removed:
+                _remove_pair(self._written[full])
+            del self._written[full]  # else somebody has made room
         self._saved = None
+
+    def _removed(self, runner) -> Container:
+        """What the run itself has removed. mmengine's own hook does not say; it
+        removes nothing but to save."""
+        removed, hooks = set(), [
+            hook for hook in runner.hooks if isinstance(hook, CheckpointHook)
+        ]
+        for hook in hooks:
+            if not hasattr(hook, 'removed'):
+                return () if self._saved is None else self._written
+            removed |= hook.removed
+        return removed
+
+    def forget(self, full: str) -> None:
+        """Remove what lies beside a full checkpoint that is about to be
+        written: of another training, it would be taken for this one's.
+
+        Args:
+            full (str): The full checkpoint.
+        """
+        if self._is_tuned and full not in self._own and '://' not in full:
+            _remove_pair(Path(full).with_suffix('.safetensors'))
 
     def _whole(self, runner):
         """The model of the run; of a sharded one, with what was saved."""
@@ -152,3 +176,9 @@ class TunedCheckpointHook(Hook):
             save_training_state(
                 state_path(path), self._saved, list(tuned_state_dict(model)),
                 read_metadata(path)['tensors_fingerprint'])
+
+
+def _remove_pair(tuned: Path) -> None:
+    """Remove a tuned file and its training state, if they are there."""
+    tuned.unlink(missing_ok=True)
+    state_path(tuned).unlink(missing_ok=True)

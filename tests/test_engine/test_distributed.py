@@ -1,17 +1,24 @@
 """What several processes tell each other."""
 import copy
 import logging
+import os
+import socket
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from hosts import HOSTS, prepare, total
+from mmengine.registry import DATASETS
 from torch.distributed import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
+from trainer import DIMS, NoisyData, config
+from trainer import base as save_the_base
 
 from etta_mm import count_parameters
 from etta_mm.engine import ETFullyShardedDataParallel
+from etta_mm.engine.launch import build_runner
 from etta_mm.engine.sharded_model import plain_name
 from etta_mm.layers import checkpoint_layers
 from etta_mm.tuners import Tuner
@@ -107,3 +114,60 @@ def shard_every_host(rank: int, store: str) -> None:
 def test_a_sharded_host_has_the_gradients_of_a_whole_one(tmp_path):
     torch.multiprocessing.spawn(
         shard_every_host, (str(tmp_path / 'store'), ), nprocs=2)
+
+
+@DATASETS.register_module()
+class QuietData(NoisyData):
+    """The same vectors in every process and every epoch."""
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        return dict(
+            inputs=torch.randn(DIMS, generator=generator), labels=index % 2)
+
+
+def train_in_two_halves(rank: int, folder: Path, port: int) -> None:
+    """What one of two processes does: a training that is stopped while
+    gradients are accumulated, resumed, and one that is not stopped."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter('ignore')
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2',
+        MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+
+    def run(name, epochs, **changes):
+        cfg = config(
+            folder / name, folder / 'base.safetensors', epochs,
+            launcher='pytorch', custom_hooks=[], val_cfg=None,
+            val_dataloader=None, val_evaluator=None,
+            optim_wrapper=dict(
+                type='OptimWrapper', accumulative_counts=3,
+                optimizer=dict(type='SGD', lr=0.5)),
+            default_hooks=dict(checkpoint=dict(
+                type='CheckpointHook', interval=1)), **changes)
+        cfg.train_dataloader.dataset.type = 'QuietData'
+        runner = build_runner(cfg)
+        runner.model.module.dropout.p = 0.
+        runner.train()
+
+    run('whole', 4)
+    for resumed in (1, 3):  # 2 and 6 of the batches seen, 3 make a step
+        run('parts', 4, resume=True,
+            load_from=str(folder / f'whole/epoch_{resumed}.pth'))
+        if rank == 0:
+            weights = [
+                torch.load(folder / name / 'epoch_4.pth',
+                           weights_only=False)['state_dict']
+                for name in ('whole', 'parts')
+            ]
+            assert_close(*weights, msg=lambda text: f'{resumed}: {text}')
+
+
+def test_of_accumulated_gradients_each_process_goes_on_with_the_mean(tmp_path):
+    save_the_base(tmp_path)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(
+        train_in_two_halves, (tmp_path, port), nprocs=2)

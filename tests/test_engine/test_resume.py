@@ -27,6 +27,7 @@ from etta_mm import load_tuned
 from etta_mm.engine import read_metadata, training_state_hook
 from etta_mm.engine.atomic import write_atomically
 from etta_mm.engine.launch import build_runner
+from etta_mm.engine.tuned_checkpoint_hook import TunedCheckpointHook
 from etta_mm.engine.training_state import (CHECKSUM_KEY, STATE_KEY,
                                            load_training_state, state_path)
 from etta_mm.engine.tuned_file import checksum
@@ -163,6 +164,153 @@ def test_an_epoch_of_another_length_is_trained_whole(base, tmp_path):
         load_from=find_latest_checkpoint(str(tmp_path / 'again')),
         train_dataloader=dict(loader, batch_size=6))
     assert made.iter == 4 + 2 + 2
+
+
+def test_nothing_is_left_out_where_nothing_says_what_was_seen(base, tmp_path):
+    """A checkpoint of mmengine itself, and another batch size."""
+    train(tmp_path / 'run', base, 1)
+    latest = find_latest_checkpoint(str(tmp_path / 'run'))
+    saved = torch.load(latest, weights_only=False)
+    del saved['training_state']
+    torch.save(saved, latest)
+    loader = config(tmp_path / 'run', base, 1).train_dataloader
+    made = train(
+        tmp_path / 'again', base, 2, resume=True, load_from=latest,
+        train_dataloader=dict(loader, batch_size=6))
+    assert made.iter == 4 + 2
+
+
+def log_of(folder) -> str:
+    log, = folder.rglob('*.log')
+    return ' '.join(log.read_text().split())
+
+
+def schedule(epochs):
+    return [dict(type='CosineAnnealingLR', T_max=epochs, end=epochs,
+                 convert_to_iter_based=True)]
+
+
+@pytest.mark.parametrize('changes, words', [
+    (dict(param_scheduler=schedule(2)), []),
+    (dict(param_scheduler=schedule(4)),
+     ['CosineAnnealingLR.T_max 8 (config: 16)', 'CosineAnnealingLR.end 8']),
+    (dict(param_scheduler=schedule(2), optim_wrapper=dict(
+        type='OptimWrapper',
+        optimizer=dict(type='Adam', lr=0.01, weight_decay=0.3))),
+     ['lr 0.05 (config: 0.01)', 'weight_decay 0 (config: 0.3)']),
+    (dict(param_scheduler=schedule(2), batch_size=6),
+     ['CosineAnnealingLR.T_max 8 (config: 4)', 'the batch size']),
+], ids=['same', 'schedule', 'optimizer', 'batch size'])
+def test_settings_that_the_checkpoint_brings_are_named(
+        base, tmp_path, changes, words):
+    train(tmp_path / 'run', base, 2, 1, param_scheduler=schedule(2))
+    logging.disable(logging.NOTSET)
+    changes = dict(changes)
+    loader = config(tmp_path / 'run', base, 1).train_dataloader
+    size = changes.pop('batch_size', loader.batch_size)
+    train(tmp_path / 'again', base, 2, resume=True,
+          load_from=find_latest_checkpoint(str(tmp_path / 'run')),
+          train_dataloader=dict(loader, batch_size=size), **changes)
+    log = log_of(tmp_path / 'again')
+    assert ('not of the config' in log) == bool(words)
+    assert all(word in log for word in words), log
+
+
+WARM_UP = dict(type='LinearLR', start_factor=0.1, end=7, by_epoch=False)
+
+
+@pytest.mark.parametrize('schedules, words', [
+    (schedule(2), []),
+    (schedule(1), ['ends at 4 of 8 iterations', 'next to nothing']),
+    (schedule(3), ['ends at 12 of 8 iterations', 'before the rate']),
+    ([dict(type='CosineAnnealingLR', T_max=1)], ['ends at 1 of 2 epochs']),
+    ([WARM_UP], ['is 7 iterations long, and the training 8']),
+    ([dict(WARM_UP, end=4)], []),
+    ([dict(type='ExponentialLR', gamma=0.9)], []),
+    ([dict(type='MultiStepLR', milestones=[1])], []),
+], ids=str)
+def test_schedules_of_another_length_than_the_training_are_named(
+        base, tmp_path, schedules, words):
+    logging.disable(logging.NOTSET)
+    train(tmp_path / 'run', base, 2, 0, param_scheduler=schedules)
+    log = log_of(tmp_path / 'run')
+    assert ('T_max and end' in log or 'warm-up' in log) == bool(words)
+    assert all(word in log for word in words), log
+
+
+def test_a_resume_without_its_average_says_so(base, tmp_path):
+    train(tmp_path / 'run', base, 2, 1, custom_hooks=EMA)
+    logging.disable(logging.NOTSET)
+    latest = find_latest_checkpoint(str(tmp_path / 'run'))
+    for name, hooks in (('with', EMA), ('without', [])):
+        train(tmp_path / name, base, 2, resume=True, load_from=latest,
+              custom_hooks=hooks)
+        assert ('goes on from the averaged weights' in log_of(
+            tmp_path / name)) == (name == 'without')
+
+
+def test_workers_go_on_with_the_seed_of_the_checkpoint(base, tmp_path):
+    """They draw the augmentations."""
+    loader = dict(config(tmp_path / 'run', base, 1).train_dataloader,
+                  num_workers=1)
+    changes = dict(train_dataloader=loader, randomness=dict(seed=None))
+    first = train(tmp_path / 'run', base, EPOCHS, 2, **changes)
+    whole = train(tmp_path / 'whole', base, EPOCHS, **dict(
+        changes, randomness=dict(seed=first.seed)))
+    resume_pth(tmp_path / 'run', base, **changes)
+    assert whole.seed == first.seed
+    assert_equal_trainings(
+        checkpoint(tmp_path / 'run'), checkpoint(tmp_path / 'whole'))
+
+
+def test_a_schedule_that_holds_a_function_is_saved_without_it(base, tmp_path):
+    changes = dict(param_scheduler=[
+        dict(type='OneCycleLR', eta_max=0.1, total_steps=4 * EPOCHS,
+             by_epoch=False)
+    ])
+    train(tmp_path / 'run', base, EPOCHS, 2, **changes)
+    load_checkpoint(
+        torch.nn.Linear(1, 1), find_latest_checkpoint(str(tmp_path / 'run')))
+    resume_pth(tmp_path / 'run', base, **changes)
+    train(tmp_path / 'whole', base, EPOCHS, **changes)
+    assert_equal_trainings(
+        checkpoint(tmp_path / 'run'), checkpoint(tmp_path / 'whole'))
+
+
+def test_no_tuned_file_of_another_training_stays_beside_a_new_checkpoint(
+        base, tmp_path, monkeypatch):
+    train(tmp_path / 'run', base, 1)
+    old = (tmp_path / 'run/epoch_1.safetensors').read_bytes()
+    monkeypatch.setattr(TunedCheckpointHook, '_write', stop)  # a full disk
+    train(tmp_path / 'run', base, 1, seed=5)
+    tuned = tmp_path / 'run/epoch_1.safetensors'
+    assert not tuned.exists() or tuned.read_bytes() != old
+    assert not state_path(tuned).exists()
+
+
+def stop(*args, **kwargs):
+    raise Stopped
+
+
+class MakeRoom(Hook):
+    """A user who removes a checkpoint in the validation that is the best."""
+
+    def before_val_epoch(self, runner):
+        if runner.epoch == 2:
+            (runner.work_dir_path / 'epoch_1.pth').unlink()
+            runner.message_hub.update_info('best_score', -1e9)
+
+
+def test_tuned_files_of_what_the_user_removes_stay(base, tmp_path):
+    cfg = config(tmp_path / 'run', base, 2, default_hooks=dict(
+        checkpoint=dict(type='CheckpointHook', interval=1, save_best='norm',
+                        rule='greater')))
+    runner = build_runner(cfg)
+    runner.work_dir_path = tmp_path / 'run'
+    runner.register_hook(MakeRoom())
+    runner.train()
+    assert not (tmp_path / 'run/epoch_1.pth').exists()
+    assert (tmp_path / 'run/epoch_1.safetensors').exists()
 
 
 class Endless:
@@ -521,6 +669,8 @@ def test_killed_at_any_step_of_writing_a_training_goes_on(
     for path in killed.glob('*.safetensors'):
         if not path.stem.endswith('.train'):
             read_metadata(path)
+    for left in killed.glob('.*.tmp'):
+        os.utime(left, (0, 0))  # removed only when nobody can be writing it
     start_or_resume(killed, base, EPOCHS)
     assert_equal_trainings(checkpoint(killed), checkpoint(whole))
     assert not list(killed.glob('.*.tmp'))

@@ -12,14 +12,14 @@ tuning = dict(train=['bbox_head'])
 finetune_lr_mult = dict(custom_keys=dict(bbox_head=dict(lr_mult=0.2)))
 
 # 12 epochs of COCO are 1/4 (Deformable DETR) to 1/40 (DETR-R101) of the zoo's
-# pre-training. A cosine needs no milestones when the number of epochs changes.
+# pre-training. With another number of epochs, T_max and end of the cosine are that
+# number, too.
 finetune_epochs = dict(max_epochs=12, val_interval=1)
 warmup = dict(
     type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=500)
-finetune_lr = [
-    warmup,
-    dict(type='CosineAnnealingLR', T_max=12, end=12, convert_to_iter_based=True)
-]
+cosine = dict(
+    type='CosineAnnealingLR', T_max=12, end=12, convert_to_iter_based=True)
+finetune_lr = [warmup, cosine]
 # For data sets that are as large as all these epochs together, or larger.
 one_epoch_lr = [
     warmup,

@@ -13,3 +13,9 @@ custom_hooks = [
 tuning = dict(
     ffn=dict(type='ParallelAdapter', bottleneck_dims=400),
     attn=dict(type='ScaledPrefix', num_prefix=50))
+
+# For data sets of which 500 iterations, as many as the other configs warm up for,
+# are a large part of the training or more than all of it.
+epoch_warmup = dict(
+    type='LinearLR', start_factor=0.01, begin=0, end=1,
+    convert_to_iter_based=True)

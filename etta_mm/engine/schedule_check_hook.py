@@ -1,0 +1,57 @@
+"""Warn of schedules that do not fit the length of a training."""
+from typing import Iterator
+
+from mmengine.hooks import Hook
+from mmengine.optim import (CosineAnnealingParamScheduler,
+                            LinearParamScheduler)
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop
+
+
+@HOOKS.register_module()
+class ScheduleCheckHook(Hook):
+    """Say before the first step where a schedule and the training part.
+
+    A cosine that has ended leaves the rest of the training without a rate; one
+    that has not, stops in the middle; a warm-up that was made for a large data
+    set may be longer than all epochs of a small one. mmengine says nothing.
+    """
+
+    def before_train(self, runner) -> None:
+        """Log a warning for each.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
+        schedules = runner.param_schedulers
+        if isinstance(schedules, dict):  # of several optimizers
+            schedules = [s for group in schedules.values() for s in group]
+        for text in _mismatches(runner.train_loop, schedules or []):
+            runner.logger.warning(text)
+
+
+def _mismatches(loop, schedules: list) -> Iterator[str]:
+    is_by_epoch = isinstance(loop, EpochBasedTrainLoop)
+    for schedule in schedules:
+        name = type(schedule).__name__
+        if schedule.by_epoch and not is_by_epoch:
+            continue
+        total, unit = ((loop.max_epochs, 'epochs') if schedule.by_epoch else
+                       (loop.max_iters, 'iterations'))
+        if isinstance(schedule, CosineAnnealingParamScheduler):
+            end = schedule.begin + schedule.T_max
+            if end != total:
+                what = ('behind that the rate is next to nothing, or rises '
+                        'again' if end < total else
+                        'it stops before the rate has come down')
+                yield (f'{name} ends at {end} of {total} {unit}: {what}. Set '
+                       'its T_max and end to the length of the training '
+                       '(train_cfg.max_epochs or max_iters).')
+        elif isinstance(schedule, LinearParamScheduler) and (
+                schedule.start_factor < schedule.end_factor
+                and total < 2 * (schedule.end - schedule.begin)):
+            yield (f'The warm-up ({name}) is {schedule.end - schedule.begin} '
+                   f'{unit} long, and the training {total}: the learning rate is '
+                   'below what it is meant to be for most of it. Set a '
+                   'smaller end, or one in epochs (end=1, '
+                   'convert_to_iter_based=True).')
