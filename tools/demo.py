@@ -6,8 +6,10 @@ import argparse
 
 from mmengine.config import Config
 
-from etta_mm.data.file import check_file, check_folder_writable
+from etta_mm.data.file import (check_config, check_file,
+                               check_folder_writable)
 from etta_mm.engine.base_weights import allow_pickle
+from etta_mm.engine.check_model import check_full
 from etta_mm.engine.inference import build_predictor, predict_files
 from etta_mm.engine.tuned_weights import tuned_weights
 from etta_mm.engine.user_error import exit_on_user_error
@@ -42,13 +44,14 @@ def parse_args(argv=None):
 def run(args) -> None:
     check_file(args.source, 'The image, folder or video',
                'Give one that exists.')
-    check_file(args.config, 'The config', 'Give one that exists.')
+    check_config(args.config, 'SOURCE CONFIG')
     cfg = Config.fromfile(args.config)
     allow_pickle(args.allow_pickle or cfg.get('allow_pickle', False))
     if args.tuned is not None:
         weights = tuned_weights(args.config, args.tuned, args.base)
     else:
         check_file(args.checkpoint, 'The checkpoint', 'Give one that exists.')
+        check_full(cfg, args.checkpoint)
         weights = args.checkpoint
     check_folder_writable(args.out_dir, 'The folder of --out-dir')
     number, unreadable = predict_files(

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from mmengine.config import Config
 
-from etta_mm.data.file import check_file
+from etta_mm.data.file import check_config, check_file
 from etta_mm.engine.base_weights import allow_pickle
 from etta_mm.engine.convert import build_tuned_model
 from etta_mm.engine.export import (export_onnx, export_program, exportable,
@@ -42,7 +42,7 @@ def parse_args(argv=None):
 
 
 def run(args) -> None:
-    check_file(args.config, 'The config', 'Give one that exists.')
+    check_config(args.config, 'CONFIG --tuned TUNED --out OUT')
     check_file(args.tuned, 'The tuned checkpoint', 'Give one that exists.')
     if find_spec('onnxscript') is None or find_spec('onnx') is None:
         raise ValueError('the export needs onnx and onnxscript: pip install '

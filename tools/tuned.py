@@ -11,6 +11,7 @@ import sys
 
 from mmengine.config import Config
 
+from etta_mm.data.file import check_config
 from etta_mm.engine.base_weights import allow_pickle
 from etta_mm.engine.convert import (apply, description, differences, extract,
                                     merge)
@@ -53,6 +54,7 @@ def run(args) -> int:
         print('\n'.join(lines or ['no difference']))
         return int(bool(lines))
     allow_pickle(args.allow_pickle)
+    check_config(args.config, f'{args.command} CONFIG CHECKPOINT OUT')
     cfg = Config.fromfile(args.config)
     if args.command == 'extract':
         extract(cfg, args.checkpoint, args.out)

@@ -13,7 +13,6 @@ sets of other types than these are left alone, for their own classes to check:
 The annotations are read once more than training needs: 15 s of CPU and 2.6 GB
 for a file of 410 MB, the size of COCO's train2017.
 """
-import json
 import os
 import os.path as osp
 from collections import defaultdict
@@ -24,6 +23,9 @@ from mmengine.fileio import list_from_file
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.datasets.custom import find_folders
 
+from .annotations import (annotated, check_annotated, check_boxes, check_keys,
+                          read_coco)
+from .classes import check_classes, classes_key, first
 from .file import check_file
 from .unread import leaves, unread
 
@@ -37,56 +39,17 @@ def check_dataset(dataset: dict, name: str = 'dataset') -> None:
 
     Raises:
         FileNotFoundError: If annotations, images or folders are missing.
+        TypeError: If a data set is given what its type does not take.
         ValueError: If annotations or folders do not fit the classes.
     """
     for leaf, where in leaves(dataset, name):
-        built = unread(leaf)
+        built = unread(leaf, where)
         if isinstance(built, CocoDataset):
             _check_coco(built, where)
         elif built is not None:
             named = leaf.get('classes') or (leaf.get('metainfo')
                                             or {}).get('classes')
-            _check_custom(built, bool(named), where)
-
-
-def first(names: List[str], number: int = 3) -> str:
-    """The first names of a list, for a message."""
-    more = ', ...' if len(names) > number else ''
-    return ', '.join(map(str, names[:number])) + more
-
-
-def check_classes(classes: Sequence[str], found: Sequence[str], source: str,
-                  name: str) -> None:
-    """Raise ``ValueError`` unless ``found`` holds ``classes`` in their order.
-
-    The order counts since the host numbers the classes as the source does: a
-    class that is absent, or in another place, shifts the labels in silence.
-
-    Args:
-        classes (Sequence[str]): The classes that the data set is to have.
-        found (Sequence[str]): The classes of the source, in its order.
-        source (str): The annotation file or the folder.
-        name (str): Where the data set stands in the config.
-    """
-    if isinstance(classes, str):
-        raise ValueError(
-            f'{name}: classes is {classes!r}, but must be a tuple of names '
-            f'(for one class write ({classes!r}, )) or a text file that '
-            'exists, one name a line.')
-    missing = [item for item in classes if item not in found]
-    if missing:
-        raise ValueError(
-            f'{name}: {source} lacks {len(missing)} of the {len(classes)} '
-            f'classes: {first(missing)}. It has {len(found)}: '
-            f'{first(found, 40)}. Set {name}.metainfo.classes to names that '
-            'it has, and num_classes of the model to their number.')
-    used = [item for item in found if item in classes]
-    if used != list(classes):
-        raise ValueError(
-            f'{name}: {source} has the classes in another order or twice: '
-            f'{first(used, 40)}; given: {first(classes, 40)}. Labels follow '
-            f'the order of the source: set {name}.metainfo.classes to the '
-            'same.')
+            _check_custom(built, bool(named), classes_key(leaf), where)
 
 
 def check_images(folder: str, files: Sequence[str], source: str,
@@ -119,93 +82,13 @@ def check_images(folder: str, files: Sequence[str], source: str,
             'them out of the annotations.')
 
 
-def read_coco(path: str, name: str) -> dict:
-    """The content of an annotation file in COCO's format.
-
-    Args:
-        path (str): The file, which exists.
-        name (str): Where what reads it stands in the config.
-
-    Raises:
-        ValueError: If it is in another format.
-    """
-    with open(path, encoding='utf-8') as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise ValueError(
-                f'{name}: {path} is not a JSON file: {error}. '
-                'Give one in COCO\'s format.') from error
-    if not isinstance(content, dict) or not {'images', 'categories'
-                                             } <= content.keys():
-        raise ValueError(
-            f'{name}: {path} is not in COCO\'s format, which has '
-            'the lists "images", "annotations" and "categories". Convert it, '
-            'or name the type of data set that reads it.')
-    return content
-
-
-def check_annotated(content: dict, classes: Sequence[str], path: str,
-                    name: str) -> None:
-    """Raise ``ValueError`` unless there is something to find in the images.
-
-    Args:
-        content (dict): What :func:`read_coco` returns.
-        classes (Sequence[str]): Names.
-        path (str): The annotation file.
-        name (str): Where what reads it stands in the config.
-    """
-    if annotated(content, classes):
-        return
-    number = len(content.get('annotations', ()))
-    raise ValueError(
-        f'{name}: none of the {number} annotations of {path} has an image_id '
-        f'of its images and a category_id of {first(classes)}. Ids that are '
-        'texts on one side and numbers on the other differ.')
-
-
-def check_keys(content: dict, kind: str, keys: Sequence[str], path: str,
-               name: str) -> None:
-    """Raise ``ValueError`` unless each image or annotation has what is read.
-
-    Args:
-        content (dict): What :func:`read_coco` returns.
-        kind (str): ``images`` or ``annotations``.
-        keys (Sequence[str]): What each of them must have.
-        path (str): The annotation file.
-        name (str): Where what reads it stands in the config.
-    """
-    for number, item in enumerate(content.get(kind, ())):
-        absent = [key for key in keys if key not in item]
-        if absent:
-            raise ValueError(
-                f'{name}: {path} lacks {first(absent)} of {kind}[{number}]. '
-                f"COCO's format asks for {', '.join(keys)} of each.")
-
-
-def annotated(content: dict, classes: Sequence[str]) -> set:
-    """The ids of the images that have annotations of these classes.
-
-    Args:
-        content (dict): What :func:`read_coco` returns.
-        classes (Sequence[str]): Names.
-    """
-    used = {c['id'] for c in content['categories'] if c['name'] in classes}
-    images = {item['id'] for item in content['images']}
-    return images & {
-        item['image_id']
-        for item in content.get('annotations', ())
-        if item['category_id'] in used
-    }
-
-
 def _check_coco(dataset: CocoDataset, name: str) -> None:
     check_file(dataset.ann_file, f'{name}: the annotation file',
                f'Set {name}.data_root and {name}.ann_file.')
     content = read_coco(dataset.ann_file, name)
     check_classes(dataset.metainfo['classes'],
                   [item['name'] for item in content['categories']],
-                  dataset.ann_file, name)
+                  dataset.ann_file, name, is_evaluated=dataset.test_mode)
     if 'img' not in dataset.data_prefix:
         raise ValueError(
             f'{name} has data_prefix={dataset.data_prefix}, which '
@@ -224,8 +107,9 @@ def _check_coco(dataset: CocoDataset, name: str) -> None:
             ' Give annotations with images, and to train, with boxes of '
             f'{first(dataset.metainfo["classes"])}, or another filter_cfg.')
     if not dataset.test_mode:
-        check_annotated(content, dataset.metainfo['classes'], dataset.ann_file,
-                        name)
+        classes = dataset.metainfo['classes']
+        check_annotated(content, classes, dataset.ann_file, name)
+        check_boxes(content, classes, images, dataset.ann_file, name)
     if dataset._indices is None:
         check_images(dataset.data_prefix['img'],
                      [item['file_name'] for item in images], dataset.ann_file,
@@ -269,7 +153,7 @@ def _without_labels(lines: List[str], dataset: CustomDataset,
     return files
 
 
-def _check_custom(dataset: CustomDataset, with_named_classes: bool,
+def _check_custom(dataset: CustomDataset, with_named_classes: bool, key: str,
                   name: str) -> None:
     folder = dataset.img_prefix or '.'
     check_file(folder, f'{name}: the folder of images',
@@ -287,11 +171,10 @@ def _check_custom(dataset: CustomDataset, with_named_classes: bool,
         # The names that a type brings along (ImageNet's) are not those of the
         # folders, but there must be a folder for each.
         if with_named_classes:
-            check_classes(dataset.CLASSES, found, folder, name)
+            check_classes(dataset.CLASSES, found, folder, name, key)
         if dataset.CLASSES and len(found) != len(dataset.CLASSES):
             raise ValueError(
                 f'{name}: {folder} has {len(found)} folders '
                 f'({first(found)}), but the data set {len(dataset.CLASSES)} '
                 f'classes ({first(dataset.CLASSES)}). There must be one '
-                f'folder a class: move the others away or set {name}.metainfo.'
-                'classes.')
+                f'folder a class: move the others away or set {name}.{key}.')

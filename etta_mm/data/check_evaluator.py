@@ -5,7 +5,8 @@ from typing import Optional
 from mmdet.datasets import CocoDataset
 from mmengine.registry import METRICS
 
-from .check import check_annotated, check_keys, first, read_coco
+from .annotations import check_annotated, check_keys, read_coco
+from .classes import first
 from .file import check_file
 from .unread import found_type, is_remote, leaves, unread
 

@@ -1,12 +1,10 @@
 """The number of classes of the data and of the model, compared before a run.
 """
-from typing import Iterator, Optional, Sequence, Tuple
+from typing import Iterator, Tuple
 
-from mmengine.dataset import BaseDataset
 from mmpretrain.datasets import CustomDataset
-from mmpretrain.datasets.custom import find_folders
 
-from .check import first
+from .classes import are_texts, classes_key, classes_of, first
 from .unread import leaves, unread
 
 #: Heads whose classes are not those of the data: objects against ground, and
@@ -37,14 +35,15 @@ def check_num_classes(model: dict, dataset: dict,
     if not isinstance(model, dict) or 'language_model' in model:
         return
     for leaf, where in leaves(dataset, name):
-        classes = _classes(unread(leaf))
+        classes = classes_of(unread(leaf, where))
         for head, number in _heads(model, 'model') if classes else ():
             if number != len(classes):
                 raise ValueError(
                     f'{where} has {len(classes)} classes ({first(classes)}), '
                     f'and {head}.num_classes is {number}. Set {head}.'
-                    f'num_classes={len(classes)}, or {where}.metainfo.classes '
-                    f'to the {number} names that the model tells apart.')
+                    f'num_classes={len(classes)}, or {where}.'
+                    f'{classes_key(leaf)} to the {number} names that the '
+                    'model tells apart.')
 
 
 def check_one_hot(cfg: dict, dataset: dict, name: str = 'dataset') -> None:
@@ -68,7 +67,7 @@ def check_one_hot(cfg: dict, dataset: dict, name: str = 'dataset') -> None:
                               or preprocessor.get('batch_augments')):
         return
     for leaf, where in leaves(dataset, name):
-        classes = _classes(unread(leaf))
+        classes = classes_of(unread(leaf, where))
         if classes and len(classes) != number:
             raise ValueError(
                 f'{where} has {len(classes)} classes ({first(classes)}), and '
@@ -77,7 +76,7 @@ def check_one_hot(cfg: dict, dataset: dict, name: str = 'dataset') -> None:
 
 
 def check_same_classes(train: dict, val: dict) -> None:
-    """Raise ``ValueError`` if class folders to train on have other names than
+    """Raise ``ValueError`` if the data to train on have other classes than
     those to validate on.
 
     Labels are the places of the names in their order, so that another name
@@ -88,30 +87,29 @@ def check_same_classes(train: dict, val: dict) -> None:
             :func:`~etta_mm.data.check.check_dataset`. It stays as it is.
         val (dict): The other.
     """
+    names = 'train_dataloader.dataset', 'val_dataloader.dataset'
     found = []
-    for dataset in (train, val):
-        inside = [unread(leaf) for leaf, _ in leaves(dataset)]
-        found.append([_classes(leaf) for leaf in inside
-                      if isinstance(leaf, CustomDataset)])
-    for ours in found[0]:
-        for theirs in found[1]:
+    for dataset, name in zip((train, val), names):
+        inside = [(unread(leaf, where), where)
+                  for leaf, where in leaves(dataset, name)
+                  if not are_texts(leaf)]
+        found.append([(leaf, classes_of(leaf), where)
+                      for leaf, where in inside])
+    for _, ours, here in found[0]:
+        for leaf, theirs, there in found[1]:
             if ours and theirs and list(ours) != list(theirs):
-                differ = sorted(set(ours) ^ set(theirs))
+                differ = sorted(set(ours) ^ set(theirs), key=str)
+                remedy = (
+                    'folders: give both the same folders, and the same '
+                    'classes if any' if isinstance(leaf, CustomDataset) else
+                    f'annotation file: set {there}.metainfo.classes to those '
+                    'of the training, and bring `categories` of '
+                    f'{leaf.ann_file} into the same order (their ids may '
+                    'stay), with those added that it lacks')
                 raise ValueError(
-                    'train_dataloader.dataset and val_dataloader.dataset have '
-                    f'other classes: {first(differ) or "the order differs"}. '
-                    'Labels follow the order of the folders: give both the '
-                    'same folders, and the same metainfo.classes if any')
-
-
-def _classes(dataset: Optional[BaseDataset]) -> Optional[Sequence[str]]:
-    if dataset is None:
-        return None
-    classes = dataset.metainfo.get('classes')
-    if (isinstance(dataset, CustomDataset) and not classes
-            and dataset.with_label and not dataset.ann_file):
-        return find_folders(dataset.img_prefix)[0]
-    return classes
+                    f'{here} and {there} have other classes: '
+                    f'{first(differ) or "the order differs"}. Labels follow '
+                    f'the order of the {remedy}')
 
 
 def _heads(part,

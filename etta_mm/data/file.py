@@ -4,6 +4,9 @@ import os
 import os.path as osp
 import tempfile
 
+#: What mmengine reads as a config.
+CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')
+
 
 def check_file(path: str, what: str, remedy: str) -> None:
     """Raise ``FileNotFoundError`` unless ``path`` exists.
@@ -26,6 +29,27 @@ def check_file(path: str, what: str, remedy: str) -> None:
         f'{what} {path!r} does not exist. {folder} exists and holds '
         f'{", ".join(near) or "nothing"}'
         f'{", ..." if len(names) > len(near) else ""}. {remedy}')
+
+
+def check_config(path: str, order: str) -> None:
+    """Raise an error unless ``path`` is a file that may be a config.
+
+    Args:
+        path (str): What a tool was given.
+        order (str): The arguments of the tool in their order: a config is
+            easily given in the place of another.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it is a folder, or a file of another kind.
+    """
+    remedy = f'Give one that exists; the order of the arguments is {order}.'
+    check_file(path, 'The config', remedy)
+    if osp.isdir(path):
+        raise ValueError(f'The config {path!r} is a folder. {remedy}')
+    if not path.endswith(CONFIG_SUFFIXES):
+        raise ValueError(f'{path!r} is no config, of which the name ends with '
+                         f'one of {", ".join(CONFIG_SUFFIXES)}. {remedy}')
 
 
 def check_folder_writable(folder: str, what: str) -> None:

@@ -1,5 +1,6 @@
 """The data sets that a config names, with their paths joined and no file read.
 """
+import os.path as osp
 from itertools import chain
 from typing import Iterator, Optional, Sequence, Tuple
 
@@ -7,6 +8,10 @@ from mmdet.datasets import CocoDataset
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, Registry
 from mmpretrain.datasets import CustomDataset
+
+#: Keys of mmdet 2.x's data sets, and how they are written now.
+OLD_KEYS = dict(
+    classes='metainfo=dict(classes=...)', img_prefix='data_prefix=dict(img=...)')
 
 
 def leaves(dataset, name: str = 'dataset') -> Iterator[Tuple[dict, str]]:
@@ -28,15 +33,22 @@ def leaves(dataset, name: str = 'dataset') -> Iterator[Tuple[dict, str]]:
         yield dataset, name
 
 
-def unread(dataset: dict) -> Optional[BaseDataset]:
-    """The data set with its paths joined and no file read.
+def unread(dataset: dict, name: str = 'dataset') -> Optional[BaseDataset]:
+    """The data set with its paths joined and no file read, but for one that
+    names its classes.
 
     Args:
         dataset (dict): The config of one that is no wrapper.
+        name (str): Where it stands in the config, for the message.
 
     Returns:
         BaseDataset, optional: None if it is on another machine, or does not
         read as mmdet's ``CocoDataset`` or mmpretrain's ``CustomDataset``.
+
+    Raises:
+        TypeError: If it is given what its type does not take.
+        ValueError: If its classes are a string that is no file, or written
+            as in mmdet 2.x.
     """
     host = found_type(dataset, DATASETS)
     if host is None or is_remote(dataset) or not (
@@ -45,8 +57,34 @@ def unread(dataset: dict) -> Optional[BaseDataset]:
             or _reads_like(host, CustomDataset,
                            ('load_data_list', '_find_samples'))):
         return None
+    _check_named_classes(dataset, name)
     kwargs = {k: v for k, v in dataset.items() if k not in ('type', '_scope_')}
-    return host(**{**kwargs, 'pipeline': [], 'lazy_init': True})
+    try:
+        return host(**{**kwargs, 'pipeline': [], 'lazy_init': True})
+    except TypeError as error:
+        if 'unexpected keyword argument' not in str(error):
+            raise
+        now = [
+            f'{key}= is now {new}' for key, new in OLD_KEYS.items()
+            if key in dataset and issubclass(host, CocoDataset)
+        ]
+        raise TypeError(
+            f'{name}, a {host.__name__}, is given what it does not take: '
+            f'{error}. ' + ('; '.join(now) or 'Take it out') + '.') from error
+
+
+def _check_named_classes(dataset: dict, name: str) -> None:
+    metainfo = dataset.get('metainfo') or {}
+    classes = metainfo.get('classes') or dataset.get('classes')
+    if classes is None and 'CLASSES' in metainfo:
+        raise ValueError(
+            f'{name}.metainfo has the key CLASSES, which nothing reads since '
+            'mmdet 2.x. Write it in lower case: metainfo=dict(classes=...).')
+    if isinstance(classes, str) and not osp.isfile(osp.expanduser(classes)):
+        raise ValueError(
+            f'{name}: classes is {classes!r}, but must be a tuple of names '
+            f'(for one class write ({classes!r}, )) or a text file that '
+            'exists, one name a line.')
 
 
 def found_type(cfg: dict, registry: Registry) -> Optional[type]:

@@ -3,15 +3,17 @@ import os.path as osp
 import re
 import warnings
 from collections import OrderedDict
-from typing import Optional
+from typing import Optional, Sequence
 
 from mmdet.models.losses import FocalLoss
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.model import BaseTTAModel
+from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
+from ..data.classes import common_classes
 from ..layers.frozen import FrozenStatistics
 from ..tuners import Tuner
 from .base_weights import allow_pickle
@@ -19,6 +21,8 @@ from .check_strategy import check_strategy
 from .config import type_name
 from .meta_model import build_on_meta
 from .tuned_checkpoint import tuned_roots
+from .tuned_file import plain_metainfo
+from .tuned_fit import check_classes
 from .user_error import is_ours, message
 
 
@@ -40,35 +44,77 @@ def check_model(cfg: Config, is_whole: bool = False) -> None:
 
     Errors of etta_mm's own (a tuning that does not fit, a base of another
     architecture) become one message. Frozen parts for which no base is named
-    are warned of: they would stay random numbers. What other packages raise is left to the
-    run itself, whose traceback says more; so is a model that cannot be built
-    or loaded on the meta device, which is warned of.
+    are warned of: they would stay random numbers. What other packages raise is
+    left to the run itself, whose traceback says more; so is a model that cannot
+    be built or loaded on the meta device, which is warned of.
 
     Args:
         cfg (Config): The config of a run. It stays as it is.
         is_whole (bool): Whether the model comes from no base, whose head may
             be another, but from ``full_from`` (or ``load_from``), a checkpoint
-            of this model, to be tested or with ``resume`` trained on. Defaults
+            of this model, to be tested or with ``resume`` trained on; its
+            classes must be those of the data to test or to train on. Defaults
             to False.
 
     Raises:
         ValueError: If the tuning, the base, the strategy or the precision does
             not fit.
     """
+    model = _without_numbers(cfg)
+    if model is None:
+        return
+    is_tuned = any(isinstance(module, Tuner) for module in model.modules())
+    check_strategy(cfg, is_tuned)
+    _check_precision(model, cfg)
+    _check_norms(model, cfg)
+    path: Optional[str] = cfg.get('full_from', cfg.get('load_from'))
+    if path is None:
+        # a tuned checkpoint asks for its base when it is loaded
+        if (is_tuned or is_whole) and cfg.get('tuned_from') is None:
+            _warn_of_no_base(model)
+    elif is_tuned or is_whole:
+        allow_pickle(bool(cfg.get('allow_pickle', False)))
+        _check_base(model, path, is_whole, bool(cfg.get('resume')),
+                    _classes(cfg) if is_whole else None)
+
+
+def check_full(cfg: Config, path: str) -> None:
+    """Compare a full checkpoint with the model of a config, which is to
+    predict with it; the names of its classes may be any.
+
+    Args:
+        cfg (Config): The config. It stays as it is.
+        path (str): The checkpoint.
+
+    Raises:
+        ValueError: If it is of another model; as :func:`check_model`.
+    """
+    model = _without_numbers(cfg)
+    if model is not None:
+        _check_base(model, path, is_whole=True)
+
+
+def _without_numbers(cfg: Config) -> Optional[nn.Module]:
     try:
         model = build_on_meta(cfg)
     except Exception as error:
         _raise_ours(error, 'model')
         warnings.warn(UNCHECKED.format(error))
-        return
-    if isinstance(model, BaseTTAModel):
-        model = model.module  # as mmengine loads it
-    is_tuned = any(isinstance(module, Tuner) for module in model.modules())
-    check_strategy(cfg, is_tuned)
-    _check_precision(model, cfg)
-    _check_norms(model, cfg)
-    if is_tuned or is_whole:
-        _check_base(model, cfg, is_whole)
+        return None
+    # as mmengine loads it
+    return model.module if isinstance(model, BaseTTAModel) else model
+
+
+def _classes(cfg: Config) -> Optional[Sequence[str]]:
+    """The classes of the data that a run with a full checkpoint reads."""
+    split = 'train' if cfg.get('resume') else 'test'
+    loader = cfg.get(f'{split}_dataloader') or {}
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        try:
+            return common_classes(
+                loader.get('dataset'), f'{split}_dataloader.dataset')
+        except OSError:  # of which the check of the data says more
+            return None
 
 
 def _check_precision(model: nn.Module, cfg: Config) -> None:
@@ -98,25 +144,25 @@ def _check_norms(model: nn.Module, cfg: Config) -> None:
             'Leave it out: what is frozen needs no synchronising.')
 
 
-def _check_base(model: nn.Module, cfg: Config, is_whole: bool) -> None:
-    path: Optional[str] = cfg.get('full_from', cfg.get('load_from'))
-    if path is None:
-        if cfg.get('tuned_from') is None:  # whose loading asks for its base
-            _warn_of_no_base(model)
-        return
+def _check_base(model: nn.Module,
+                path: str,
+                is_whole: bool,
+                is_resumed: bool = False,
+                classes: Optional[Sequence[str]] = None) -> None:
     if osp.isdir(path):
         return  # sharded, and read by the processes that share it
-    allow_pickle(bool(cfg.get('allow_pickle', False)))
     try:
         checkpoint = CheckpointLoader.load_checkpoint(
             path, map_location='meta', logger='silent')
-        if is_whole and cfg.get('resume'):
+        if is_whole and is_resumed:
             _check_resumable(checkpoint)
         state = checkpoint.get('state_dict', checkpoint)
         weights = OrderedDict(
             (key.removeprefix('module.'), t) for key, t in state.items())
         if hasattr(state, '_metadata'):  # by which hosts know what to rename
             weights._metadata = state._metadata
+        if not is_whole:
+            _drop_new(model, weights)
         with warnings.catch_warnings():  # of copies to meta that do nothing
             warnings.simplefilter('ignore')
             absent = model.load_state_dict(weights, strict=False)
@@ -127,12 +173,28 @@ def _check_base(model: nn.Module, cfg: Config, is_whole: bool) -> None:
                                       list(there), list(here))
                                      for key, there, here in root.other_shapes])
             _check_complete(model, absent.missing_keys)
+            # mmdet 2.x has no dataset_meta, but CLASSES, in other spellings
+            meta = (checkpoint.get('meta') or {}).get('dataset_meta')
+            check_classes(model, dict(info=dict(
+                dataset_meta=plain_metainfo(meta))), classes, 'it')
     except Exception as error:
         if is_whole:
             _check_shapes(path, MISMATCH.findall(str(error)))
         _raise_ours(error, repr(str(path)) if is_whole
                     else f'load_from={str(path)!r}')
         warnings.warn(UNCHECKED.format(error))
+
+
+def _drop_new(model: nn.Module, weights: dict) -> None:
+    """Leave out what has another shape in the base, is trained and outside of
+    all that is tuned, such as the head of a classifier: where a tuned module
+    passes over it by itself, torch would end here, as mmengine does not."""
+    tuned = tuple(f'{name}.' if name else '' for name in tuned_roots(model))
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    for key, tensor in model.state_dict().items():
+        if (key in weights and weights[key].shape != tensor.shape
+                and key not in frozen and not key.startswith(tuned)):
+            del weights[key]
 
 
 def _check_shapes(path: str, found: list) -> None:

@@ -27,6 +27,9 @@ FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # 1 has one hash of the whole base, and no others
 METADATA_KEY = 'etta_mm'
 CHECKSUM_KEY = 'etta_mm_sha256'
+TRAINING_KEY = 'etta_mm_training'  # of a training state, which is another file
+#: What torch.save writes first: a ZIP archive, formerly a pickle.
+TORCHS_STARTS = (b'PK\x03\x04', b'\x80\x02\x8a')
 DTYPES = ('F64', 'F32', 'F16', 'BF16', 'I64', 'I32', 'I16', 'I8', 'U8', 'BOOL')
 
 
@@ -137,6 +140,14 @@ def _open(path, with_tensors: bool = False):
                 tensors[key] = file.get_tensor(key)
     # torch: shapes that the file may claim and no tensor can have
     except (SafetensorError, RuntimeError, OverflowError) as error:
+        with open(path, 'rb') as file:
+            is_torchs = file.read(4).startswith(TORCHS_STARTS)
+        if is_torchs:
+            raise ValueError(
+                f'{path} is no safetensors file, but a full checkpoint as '
+                'torch.save writes it: give it as --checkpoint where a tool has '
+                'that option, or make a tuned one of it with tools/tuned.py '
+                'extract') from error
         raise ValueError(f'{path} is no safetensors file, or cut short '
                          f'({error}); take an intact copy') from error
     return header, tensors
@@ -144,6 +155,12 @@ def _open(path, with_tensors: bool = False):
 
 def _read(path, with_tensors: bool):
     header, tensors = _open(path, with_tensors)
+    if TRAINING_KEY in header and METADATA_KEY not in header:
+        name = Path(path).name.replace('.train.', '.')
+        raise ValueError(
+            f'{path} is the training state of a tuned checkpoint, without its '
+            'weights; give the tuned checkpoint beside it, '
+            f'{Path(path).with_name(name)}')
     try:
         metadata = json.loads(
             header[METADATA_KEY], parse_constant=_no_constant)

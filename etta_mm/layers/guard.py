@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from functools import partial
 from typing import List
 
+import torch
 from mmengine.logging import print_log
 from torch import nn
 
@@ -68,6 +69,14 @@ def check_state_dict(module: nn.Module, state_dict: dict, prefix: str, *args,
     # Older versions of transformers saved buffers that it keeps to itself now.
     unsaved = {name for name, _ in module.named_buffers(remove_duplicate=False)}
     unexpected = sorted(given - set(expected) - unsaved)
+    # A DDQ-DETR gives its decoder the head's branches when it trains first.
+    again = [
+        key for key in unexpected
+        if _stands_twice(key, expected, loaded, prefix)
+    ]
+    unexpected = [key for key in unexpected if key not in again]
+    for key in again:
+        state_dict.pop(prefix + key, None)
     if missing or unexpected:
         raise KeyError(_describe(module, missing, unexpected, len(expected)))
     absent = sorted(ours - given)
@@ -102,6 +111,21 @@ def check_state_dict(module: nn.Module, state_dict: dict, prefix: str, *args,
                 f'trained in full and {reason}, so from its own start: ' +
                 ', '.join(keys),
                 logger='current')
+
+
+def _stands_twice(key: str, expected: dict, loaded: dict, prefix: str) -> bool:
+    """Whether the same tensor is there under the part of the model that is
+    known to have it."""
+    below = key.partition('.')[2]
+    twins = [
+        loaded[prefix + other] for other in expected
+        if below and other.partition('.')[2] == below
+        and prefix + other in loaded
+    ]
+    tensor = loaded[prefix + key]
+    return any(
+        twin.shape == tensor.shape and torch.equal(twin, tensor)
+        for twin in twins)
 
 
 def _after_hooks(module: nn.Module, state_dict: dict, prefix: str) -> dict:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from etta_mm.data import CLASSES, make_glyphs
+from etta_mm.data import CLASSES, annotations, make_glyphs
 from etta_mm.data.check import check_dataset
 from etta_mm.data.check_evaluator import check_evaluator
 from etta_mm.data.check_num_classes import (check_num_classes, check_one_hot,
                                             check_same_classes)
-from etta_mm.data.file import check_file, check_folder_writable
+from etta_mm.data.file import (check_config, check_file,
+                               check_folder_writable)
 
 NUM_IMAGES = 6
 SPLIT = 'train'
@@ -101,6 +102,56 @@ def test_classes_in_another_order_than_the_annotations_are_an_error(coco):
         check_dataset(coco)
 
 
+def test_of_data_to_validate_on_the_file_is_what_has_to_change(coco):
+    coco['test_mode'] = True
+    coco['metainfo'] = dict(classes=('1', '0', '2'))
+    with pytest.raises(
+            ValueError, match='training: .*reorder `categories`.*ids may stay'):
+        check_dataset(coco)
+    coco['metainfo'] = dict(classes=('0', 'cat'))
+    with pytest.raises(ValueError, match='lacks 1 .*add to `categories`'):
+        check_dataset(coco)
+
+
+def wrapped(dataset: dict) -> dict:
+    return dict(type='RepeatDataset', times=2,
+                dataset=dict(type='ConcatDataset', datasets=[dataset] * 2))
+
+
+@pytest.mark.parametrize('change, said', [
+    (lambda names: names[::-1], 'the order differs'),
+    (lambda names: [*names[1:], 'cow'], 'other classes: 0, cow'),
+])
+@pytest.mark.parametrize('wrap', [lambda dataset: dataset, wrapped],
+                         ids=['plain', 'wrapped'])
+def test_boxes_to_validate_on_have_the_classes_of_the_training(
+        coco, tmp_path, change, said, wrap):
+    content = annotations_of(coco)
+    categories = content['categories']
+    for item, name in zip(categories, change([c['name'] for c in categories])):
+        item['name'] = name
+    names = [item['name'] for item in categories]
+    val = with_annotations(coco, tmp_path / 'val.json', content)
+    val.update(test_mode=True, metainfo=dict(classes=names))
+    check_dataset(wrap(val))  # which the file says, so it is of one piece
+    with pytest.raises(ValueError, match=f'val_dataloader.dataset.*{said}.*'
+                       r'order.*`categories` of .*val\.json.*ids may stay'):
+        check_same_classes(wrap(coco), wrap(val))
+    # The remedy: every id keeps its name, in the order of the training.
+    ids = {item['name']: item['id'] for item in categories}
+    content['categories'] = [
+        dict(id=ids.get(name, 99), name=name) for name in CLASSES]
+    val = with_annotations(coco, tmp_path / 'val.json', content)
+    val['test_mode'] = True
+    check_dataset(wrap(val))
+    check_same_classes(wrap(coco), wrap(val))
+
+
+def test_classes_that_the_model_reads_as_texts_may_be_others(coco):
+    val = dict(coco, metainfo=dict(classes=CLASSES[::-1]), return_classes=True)
+    check_same_classes(dict(coco, return_classes=True), val)
+
+
 def test_the_order_that_the_check_asks_for_is_the_hosts(coco):
     from mmdet.datasets import CocoDataset
     kwargs = {k: v for k, v in coco.items() if k != 'type'}
@@ -121,6 +172,50 @@ def test_a_single_class_without_its_comma_is_an_error(coco):
     coco['metainfo'] = dict(classes=('cat'))
     with pytest.raises(ValueError, match=r"'cat'.*write \('cat', \)"):
         check_dataset(coco)
+
+
+@pytest.mark.parametrize('given', [
+    dict(classes=('red box')), dict(classes='classes.txt'),
+    dict(metainfo=dict(classes=('red box')))])
+def test_class_folders_take_a_string_for_a_file_as_well(folders, given):
+    del folders['metainfo']
+    with pytest.raises(
+            ValueError, match=r"x: classes is '.*write \('.*', \)\).*text file"):
+        check_dataset(dict(folders, **given), 'x')
+
+
+def test_a_file_may_name_the_classes(folders, tmp_path):
+    (tmp_path / 'classes.txt').write_text('\n'.join(CLASSES))
+    check_dataset(dict(folders, metainfo=None,
+                       classes=str(tmp_path / 'classes.txt')))
+
+
+def test_a_remedy_names_the_classes_where_the_config_has_them(folders):
+    del folders['metainfo']
+    named = dict(folders, classes=CLASSES[::-1])
+    with pytest.raises(ValueError, match=r'set x\.classes to the same'):
+        check_dataset(named, 'x')
+    with pytest.raises(ValueError, match=r'or x\.classes to the 3 names'):
+        check_num_classes(dict(head=dict(num_classes=3)), named, 'x')
+
+
+@pytest.mark.parametrize('given, said', [
+    (dict(classes=CLASSES), r'classes= is now metainfo=dict\(classes=...\)'),
+    (dict(img_prefix='train/'), r'img_prefix= is now data_prefix=dict\(img='),
+    (dict(metainfos={}), "argument 'metainfos'. Take it out"),
+])
+def test_what_a_data_set_does_not_take_is_named_with_the_data_set(
+        coco, given, said):
+    with pytest.raises(
+            TypeError, match=rf'x\.dataset, a CocoDataset, is given .*{said}'):
+        check_dataset(dict(dataset=dict(coco, **given)), 'x')
+
+
+def test_classes_in_capitals_are_read_by_nothing(coco, folders):
+    for dataset in (coco, folders):
+        dataset['metainfo'] = dict(CLASSES=CLASSES)
+        with pytest.raises(ValueError, match='x.metainfo.*CLASSES.*lower case'):
+            check_dataset(dataset, 'x')
 
 
 def test_missing_images_are_counted_and_the_first_three_named(coco, tmp_path):
@@ -189,6 +284,70 @@ def test_boxes_of_other_classes_are_none_to_train_on(coco, tmp_path):
         filter_cfg=dict(filter_empty_gt=True))
     with pytest.raises(ValueError, match='none of the 6 images'):
         check_dataset(bad)
+
+
+def boxes_of_the_host(dataset: dict) -> list:
+    """What mmdet itself trains on."""
+    from mmdet.datasets import CocoDataset
+    kwargs = {k: v for k, v in dataset.items() if k != 'type'}
+    found = CocoDataset(**dict(kwargs, pipeline=[])).load_data_list()
+    return [box for info in found for box in info['instances']
+            if not box['ignore_flag']]
+
+
+@pytest.mark.parametrize('change', [
+    lambda a: a.update(area=0),
+    lambda a: a.update(bbox=[v / 112 for v in a['bbox']]),
+    lambda a: a.update(bbox=[a['bbox'][0], 0, 0.9, 9]),
+    lambda a: a.update(bbox=[112, 0, 9, 9]),
+    lambda a: a.update(bbox=[0, -9, 9, 9]),
+    lambda a: a.update(ignore=True),
+    lambda a: a.update(iscrowd=1),
+], ids=['area', 'normalised', 'thin', 'right', 'above', 'ignore', 'crowd'])
+def test_annotations_that_mmdet_trains_on_no_box_of_are_an_error(
+        coco, tmp_path, change):
+    content = annotations_of(coco)
+    number = len(content['annotations'])
+    for item in content['annotations']:
+        change(item)
+    bad = with_annotations(coco, tmp_path / 'bad.json', content)
+    bad['filter_cfg'] = dict(filter_empty_gt=True)
+    assert not boxes_of_the_host(bad)
+    with pytest.raises(ValueError, match=f'x: none of the {number} annotations'
+                       r' of .*bad.json has a box.*normalised to \[0, 1\]'):
+        check_dataset(bad, 'x')
+    check_dataset(dict(bad, test_mode=True))
+
+
+def test_it_is_warned_of_more_boxes_dropped_than_kept(
+        coco, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(annotations, 'print_log',
+                        lambda text, *args: said.append(text))
+    content = annotations_of(coco)
+    number = len(content['annotations'])
+    dropped = number // 2
+    for count in (dropped, dropped + 1):
+        for item in content['annotations'][:count]:
+            item['area'] = 0
+        data = with_annotations(coco, tmp_path / 'some.json', content)
+        assert len(boxes_of_the_host(data)) == number - count
+        check_dataset(data, 'x')
+        assert bool(said) == (count > number / 2)
+    assert f'only {number - count} of the {number} annotations' in said[0]
+
+
+def test_a_box_of_other_than_four_numbers_is_an_error(coco, tmp_path):
+    content = annotations_of(coco)
+    content['annotations'][1]['bbox'] = []
+    bad = with_annotations(coco, tmp_path / 'bad.json', content)
+    with pytest.raises(ValueError, match=r'x: .*bad.json has the bbox \[\] in '
+                       r'annotations\[1\]'):
+        check_dataset(bad, 'x')
+    content['annotations'][1]['ignore'] = True  # then mmdet does not read it
+    good = with_annotations(coco, tmp_path / 'good.json', content)
+    assert boxes_of_the_host(good)
+    check_dataset(good)
 
 
 def test_wrappers_are_descended_into(coco):
@@ -477,6 +636,21 @@ def test_a_checkpoint_in_the_home_folder_is_found(tmp_path, monkeypatch):
     check_file('~/base.pth', 'The base', '')
     with pytest.raises(FileNotFoundError, match='no.pth'):
         check_file('~/no.pth', 'The base', '')
+
+
+@pytest.mark.parametrize('name, said', [
+    ('gone.py', "config '.*gone.py' does not exist"),
+    ('folder', "config '.*folder' is a folder"),
+    ('image.jpg', r"image.jpg' is no config.*\.py")])
+def test_a_config_in_the_place_of_another_argument_is_told_its_own(
+        tmp_path, name, said):
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'image.jpg').touch()
+    (tmp_path / 'config.py').touch()
+    check_config(str(tmp_path / 'config.py'), 'SOURCE CONFIG')
+    with pytest.raises((ValueError, FileNotFoundError),
+                       match=f'{said}.*order.* is SOURCE CONFIG'):
+        check_config(str(tmp_path / name), 'SOURCE CONFIG')
 
 
 def test_checkpoints_on_other_machines_are_left_alone():

@@ -14,8 +14,10 @@ from torch import nn
 from etta_mm import count_parameters
 from etta_mm.engine import build_on_meta
 from etta_mm.engine import check_model as module
-from etta_mm.engine.check_model import check_model
+from etta_mm.engine.check_model import check_full, check_model
+from etta_mm.engine.convert import build_model
 
+CLASSES = ('cat', 'dog', 'cow')
 BFLOAT16 = dict(type='AmpOptimWrapper', dtype='bfloat16')
 
 
@@ -136,6 +138,115 @@ def test_types_may_be_classes(monkeypatch):
     cfg.model.init_cfg = dict(type=PretrainedInit, checkpoint='x.pth')
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
+        check_model(cfg)
+
+
+def saved(cfg: Config, path, **rest) -> str:
+    """A checkpoint of the config's model that a training might have saved."""
+    torch.save(
+        dict(
+            state_dict=build_model(cfg).state_dict(),
+            message_hub={},
+            optimizer={},
+            **rest), path)
+    return str(path)
+
+
+def data(classes, **changes) -> dict:
+    """A loader of annotations that nothing here may read."""
+    dataset = dict(type='mmdet.CocoDataset', ann_file='none.json',
+                   data_prefix=dict(img=''), metainfo=dict(classes=classes))
+    return dict(dataset=dict(dataset, **changes))
+
+
+@pytest.mark.parametrize('split', ['test', 'train'])
+def test_a_full_checkpoint_of_other_classes_is_refused(tmp_path, split):
+    cfg = tuned()
+    cfg.full_from = saved(cfg, tmp_path / 'epoch_1.pth', meta=dict(
+        dataset_meta=dict(classes=CLASSES)))
+    cfg.resume = split == 'train'
+    other = dict(train='test', test='train')[split]
+    cfg[f'{other}_dataloader'] = data(CLASSES[::-1])
+    for same in (data(CLASSES), data(list(CLASSES)),
+                 dict(dataset=dict(datasets=[data(CLASSES)] * 2)),
+                 data(('dog', ), return_classes=True), None):
+        cfg[f'{split}_dataloader'] = same
+        check_model(cfg, is_whole=True)
+    for classes, said in ((('cat', 'cow', 'dog'), "number 1 is 'dog' there"),
+                          (('cat', 'dog', 'ant'), "'cow' there and 'ant'")):
+        for loader in (data(classes), dict(dataset=data(classes))):
+            cfg[f'{split}_dataloader'] = loader
+            with pytest.raises(ValueError, match=f'epoch_1.*3 classes.*{said}'):
+                check_model(cfg, is_whole=True)
+
+
+@pytest.mark.parametrize('meta', [{}, dict(CLASSES=CLASSES[::-1]),
+                                  dict(dataset_meta=None)])
+def test_a_checkpoint_that_names_no_classes_is_not_compared(tmp_path, meta):
+    cfg = tuned()
+    cfg.test_dataloader = data(CLASSES)
+    cfg.full_from = saved(cfg, tmp_path / 'epoch_1.pth', meta=meta)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        check_model(cfg, is_whole=True)
+
+
+def test_what_is_missing_is_left_to_the_check_of_the_data(tmp_path):
+    cfg = tuned()
+    cfg.test_dataloader = dict(dataset=dict(
+        type='mmpretrain.CustomDataset', data_prefix=str(tmp_path / 'gone')))
+    cfg.full_from = saved(cfg, tmp_path / 'epoch_1.pth', meta=dict(
+        dataset_meta=dict(classes=CLASSES)))
+    check_model(cfg, is_whole=True)
+
+
+def test_a_full_checkpoint_to_predict_with_is_compared_with_the_model(
+        tmp_path):
+    cfg = config('detr')
+    path = saved(cfg, tmp_path / 'epoch_1.pth', meta=dict(
+        dataset_meta=dict(classes=CLASSES)))
+    cfg.strategy = dict(type='ETFSDPStrategy')  # of a training alone
+    cfg.test_dataloader = data(CLASSES[::-1])  # whose names nothing shows
+    check_full(cfg, path)
+    cfg.model.bbox_head.num_classes += 1
+    with pytest.raises(ValueError, match='epoch_1.*other shapes.*num_classes'):
+        check_full(cfg, path)
+
+
+def classifier(num_classes: int) -> Config:
+    cfg = Config(dict(model=HOSTS['vit'].config(), default_scope='mmpretrain'))
+    cfg.model.head.num_classes = num_classes
+    cfg.model.backbone.tuning = dict(ffn=dict(type='LoRA', rank=2))
+    return cfg
+
+
+def test_a_base_may_have_another_head_than_a_classifier(tmp_path):
+    base = classifier(7)
+    del base.model.backbone['tuning']
+    cfg = classifier(3)
+    cfg.load_from = saved(base, tmp_path / 'base.pth')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        check_model(cfg)
+    # and all else is compared, which the head kept from being
+    content = torch.load(cfg.load_from)
+    del content['state_dict']['backbone.cls_token']
+    torch.save(content, cfg.load_from)
+    with pytest.raises(ValueError, match='load_from=.*cls_token'):
+        check_model(cfg)
+    with pytest.raises(ValueError, match='other shapes.*head'):
+        check_model(Config(dict(cfg, load_from=None, full_from=saved(
+            base, tmp_path / 'full.pth'))), is_whole=True)
+
+
+def test_a_frozen_part_of_another_shape_is_still_warned_of(
+        tmp_path, monkeypatch):
+    cfg = classifier(3)
+    cfg.load_from = saved(classifier(7), tmp_path / 'base.pth')
+    model = build_on_meta(cfg)
+    model.head.requires_grad_(False)
+    monkeypatch.setattr(module, 'build_on_meta', lambda cfg: model)
+    with pytest.warns(UserWarning, match='(?s)not compared.*head.layers'):
         check_model(cfg)
 
 

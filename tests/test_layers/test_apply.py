@@ -161,6 +161,26 @@ def test_a_name_is_a_name_whatever_a_regular_expression_makes_of_it():
     assert model.get_submodule('a+b').weight.requires_grad
 
 
+def test_a_part_that_a_host_gives_a_second_name_later_loads_under_both():
+    """As DDQ-DETR's decoder gets branches of the head when it first trains."""
+    model = apply_tuning(Net(), dict(TUNINGS['adapter'], train='head'))
+    randomise(model)
+    state = model.state_dict()
+    tensors = {key: state[key] for key in ('head.weight', 'head.bias')}
+    for key, tensor in tensors.items():
+        state[f'decoder.{key.partition(".")[2]}'] = tensor.clone()
+    other = apply_tuning(Net(), dict(TUNINGS['adapter'], train='head'))
+    other.load_state_dict(state)
+    assert_close(other.head.weight, model.head.weight, rtol=0, atol=0)
+    state['decoder.bias'] += 1
+    with pytest.raises(KeyError, match='decoder.bias'):
+        other.load_state_dict(state)
+    # Nor is one of two strangers the other's second name.
+    strangers = {f'{name}.x.y': torch.zeros(2) for name in ('one', 'other')}
+    with pytest.raises(KeyError, match='one.x.y, other.x.y'):
+        other.load_state_dict(dict(model.state_dict(), **strangers))
+
+
 @pytest.mark.parametrize('name', ['neck', 'second'])
 def test_a_shared_module_is_trained_by_either_name(name):
     model = Net()

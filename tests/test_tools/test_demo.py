@@ -293,6 +293,20 @@ def test_a_full_checkpoint_will_do_as_well(classifier, images, tmp_path):
     assert outs[0] == outs[1]
 
 
+def test_a_full_checkpoint_of_another_head_is_refused(
+        detector, classifier, images, tmp_path):
+    for (config, *rest), head in ((detector, 'bbox_head'), (classifier, 'head')):
+        other = tmp_path / 'other.py'
+        other.write_text(f'_base_ = {config!r}\n'
+                         f'model = dict({head}=dict(num_classes=35))\n')
+        full = tmp_path / 'full.pth'
+        torch.save(dict(state_dict=state_of(config, *rest)), full)
+        said = error_of(images[0], other, '--checkpoint', full,
+                        '--out-dir', tmp_path / 'out')
+        assert 'full.pth' in said and 'num_classes' in said
+    assert not (tmp_path / 'out').exists()
+
+
 def test_files_that_hold_no_image_are_named_and_passed_over(
         detector, images, tmp_path, capsys):
     config, tuned, _ = detector
@@ -350,7 +364,11 @@ def test_bad_input_gets_one_message(detector, classifier, images, tmp_path):
                        "dict(_delete_=True, type='ConcatDataset'))\n")
     image = images[0]
     for message, args in {
-            'is no safetensors file': [image, config, '--tuned', base],
+            'is no safetensors file, but a full checkpoint as torch.save writes '
+            'it: give it as --checkpoint': [image, config, '--tuned', base],
+            'is a folder. Give one that exists; the order of the arguments is '
+            'SOURCE CONFIG': [config, image.parent, *weights],
+            'is no config': [config, image, *weights],
             'none.jpg': [tmp_path / 'none.jpg', config, *weights],
             'holds no image': [empty, config, *weights],
             'none of its 1 files': [broken, config, *weights],

@@ -175,6 +175,24 @@ def test_merge_says_what_it_cannot_fold(tmp_path, case, capsys):
     assert not [key for key in load_file(str(out)) if 'lora' in key]
 
 
+def test_another_file_of_a_training_is_told_from_a_tuned_one(case, trained):
+    said = run('inspect', case.full)
+    assert 'a full checkpoint' in said and 'tuned.py extract' in said
+    assert 'a full checkpoint' in run('apply', case.config, case.full, case.out)
+    state = trained[1] / 'epoch_1.train.safetensors'
+    said = run('inspect', state)
+    assert 'is the training state' in said
+    assert said.endswith(str(trained[1] / 'epoch_1.safetensors'))
+
+
+@pytest.mark.parametrize('command', ['extract', 'apply', 'merge'])
+def test_a_config_that_is_none_is_told_its_place(case, command):
+    for given in ('nope.py', case.full.parent, case.full):
+        said = run(command, given, case.tuned, case.out)
+        assert str(given) in said
+        assert f'order of the arguments is {command} CONFIG CHECK' in said
+
+
 def test_a_missing_or_broken_file_is_one_message(case):
     assert run('inspect', 'gone.safetensors').startswith('tuned.py: error')
     case.tuned.write_bytes(case.tuned.read_bytes()[:-1])
