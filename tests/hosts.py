@@ -507,3 +507,14 @@ def train_steps(model: nn.Module, batches: List[dict], lr: float = 1e-2):
         optimizer.zero_grad()
         loss(model, batch).backward()
         optimizer.step()
+
+
+def backward_kinds(loss: torch.Tensor) -> set:
+    """The names of all operations of a backward pass."""
+    seen, waiting = set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [child for child, _ in node.next_functions]
+    return {type(node).__name__ for node in seen}

@@ -10,12 +10,14 @@ import weakref
 
 import pytest
 import torch
-from hosts import DIMS, HEADS, HOSTS, loss, prepare
+from hosts import DIMS, HEADS, HOSTS, backward_kinds, loss, prepare
+from mmcv.cnn.bricks.transformer import FFN
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
 from etta_mm.benchmark import (count_flops, saved_bytes, to_floor, tuner_flops)
-from etta_mm.layers import ETFFN, ETMultiheadAttention, ETViTAttention
+from etta_mm.layers import (ETFFN, ETMultiheadAttention, ETViTAttention,
+                            transformer_layers)
 from etta_mm.tuners import ScaledPrefix, Tuner
 
 ADAPTER = dict(type='ParallelAdapter', bottleneck_dims=16)
@@ -110,6 +112,18 @@ def test_etta_keeps_fewer_bytes_than_full_fine_tuning(name, share):
         saved_bytes(model, lambda: loss(model, batch))
         for model in (built(name, ETTA, with_head=True), built(name, None)))
     assert 0 < ours < share * full
+
+
+@pytest.mark.parametrize('name', ET_HOSTS)
+def test_no_relu_of_a_transformer_writes_into_a_view(name):
+    """The backward pass of that copies whole tensors; mmcv's writes."""
+    model = built(name, dict(ffn=FFN_TUNERS))
+    for module in transformer_layers(model):
+        x = torch.randn(2, 5, DIMS, requires_grad=True)
+        for ffn in (m for m in module.modules() if isinstance(m, FFN)):
+            assert 'CopySlices' not in backward_kinds(ffn(x).sum())
+            plain = FFN(DIMS, 8)
+            assert 'CopySlices' in backward_kinds(plain(x).sum())
 
 
 @pytest.mark.parametrize('tuners', [ATTN_TUNERS, CONCAT],

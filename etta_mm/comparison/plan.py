@@ -67,7 +67,7 @@ class Plan:
         Args:
             point (Point): One of the plan.
             values (dict): Last validation of the rates that have ended, None
-                for one that failed.
+                for one that failed. One that is not finite is no better.
         """
         if len(point.rates) < 2:
             return []
@@ -75,7 +75,7 @@ class Plan:
         while len(rates) < len(point.rates) + MAX_BEYOND:
             if any(rate not in values for rate in rates):
                 break
-            able = [rate for rate in rates if values[rate] is not None]
+            able = [rate for rate in rates if is_finite(values[rate])]
             if not able:
                 break
             top = max(values[rate] for rate in able)
@@ -115,6 +115,11 @@ class Plan:
     def finals(self, point: Point, rate: Optional[float]) -> List[Run]:
         """The runs of ``point`` that count, at the chosen rate."""
         return [Run(point, rate, seed) for seed in self.seeds]
+
+
+def is_finite(value: Optional[float]) -> bool:
+    """Whether there is a value and it is none of a training that diverged."""
+    return value is not None and math.isfinite(value)
 
 
 def beyond(rate: float, steps: int) -> float:

@@ -9,6 +9,7 @@ from typing import List
 
 from ..engine.atomic import write_atomically
 from .figures import CURVES, PERCENT, draw_curves, draw_percent
+from .plan import is_finite
 from .results import Summary, summarize
 
 HEADER = ('method', 'trained %', 'learning rate', '{metric}', 'step time (s)',
@@ -158,7 +159,8 @@ def _candidates(plan, summary: Summary) -> str:
     for rate, value in summary.candidates:
         text = f'{rate:g}: '
         text += '–' if value is None else f'{value:.{num_digits(value)}f}'
-        texts.append(f'**{text}**' if rate == summary.rate else text)
+        is_best = rate == summary.rate and is_finite(value)
+        texts.append(f'**{text}**' if is_best else text)
     return ', '.join(texts)
 
 

@@ -14,12 +14,14 @@ A row of ``results.json`` is a dict:
   the training process) and ``wall_s`` (training and test, all sessions).
 """
 import json
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 from ..engine.atomic import write_atomically
+from .plan import is_finite
 
 
 def read_rows(path) -> List[dict]:
@@ -46,6 +48,21 @@ def write_rows(path, rows: List[dict]) -> Path:
     return write_atomically(path, f'{text}\n'.encode())
 
 
+def merge_rows(rows: List[dict]) -> List[dict]:
+    """One row for each run: of several the one that got furthest (tested,
+    trained, neither), of equal ones the first."""
+    merged = {}
+    for row in rows:
+        key = row['id'], row['hash']
+        if key not in merged or _progress(row) > _progress(merged[key]):
+            merged[key] = row
+    return list(merged.values())
+
+
+def _progress(row: dict) -> Tuple[bool, bool]:
+    return row.get('value') is not None, row.get('val_value') is not None
+
+
 def measure(work_dir, metric: str, batch_size: int) -> dict:
     """Read the logs of a training, of all its sessions.
 
@@ -63,7 +80,7 @@ def measure(work_dir, metric: str, batch_size: int) -> dict:
     """
     curve, times, memory, names = {}, [], [], set()
     for log in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        records = [json.loads(line) for line in log.read_text().splitlines()]
+        records = list(_records(log))
         steps = [r for r in records if 'loss' in r]
         times += [r['time'] for r in (steps[1:] or steps)]
         memory += [r['memory'] for r in steps if 'memory' in r]
@@ -88,6 +105,20 @@ def measure(work_dir, metric: str, batch_size: int) -> dict:
     return found
 
 
+def _records(log: Path) -> Iterator[dict]:
+    """The lines of a log but for one that was cut short, as by a full disk or
+    a power failure; what was logged next may stand behind it in its line."""
+    for line in log.read_text(errors='replace').splitlines():
+        for text in (line, line[line.rfind('{'):]):
+            try:
+                record = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
+                break
+
+
 def tested(work_dir, metric: str) -> float:
     """The metric that tools/test.py has logged in ``work_dir``.
 
@@ -104,8 +135,8 @@ def tested(work_dir, metric: str) -> float:
 
 def choose(rows: List[dict]) -> Optional[float]:
     """The learning rate of the best last validation, the lower if equal; None
-    if no row has one."""
-    able = [row for row in rows if row.get('val_value') is not None]
+    if no row has a finite one."""
+    able = [row for row in rows if is_finite(row.get('val_value'))]
     if not able:
         return None
     return max(able, key=lambda row: (row['val_value'], -row['lr']))['lr']
@@ -144,6 +175,8 @@ class Summary:
     @property
     def deviation(self) -> Optional[float]:
         """Sample standard deviation over the seeds, from two on."""
+        if not all(map(is_finite, self.values)):  # statistics refuses it
+            return math.nan
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 

@@ -10,11 +10,13 @@ from .execution import RECORD, Execution
 from .plan import Plan, Point, Run
 from .progress import minutes, outcome
 from .report import write_report
-from .results import choose, read_rows, write_rows
+from .results import choose, merge_rows, read_rows, write_rows
 from .settings import Settings, resolve
 from .slots import Slot
 
 POLL_S = 0.1
+#: In the work dir: rows that left results.json when the plan changed.
+REPLACED = 'replaced_results.json'
 
 
 class BusyError(RuntimeError):
@@ -27,8 +29,8 @@ class Comparison:
     A run is known by its method and the hash of its resolved settings, which
     its id holds. Its row is looked for in the work dir, then in
     ``results.json``, then in those of the comparisons beside it (plans share
-    runs); a finished one is not run again, a failed one is tried again by the
-    next comparison.
+    runs) and among the rows that an earlier plan of this name had; a finished
+    one is not run again, a failed one is tried again by the next comparison.
 
     Args:
         plan (Plan): What to run.
@@ -45,12 +47,11 @@ class Comparison:
         self.work_dir = (self.root / work_dir).resolve()
         self.out = (self.root / out).resolve()
         self._settings, self._rows = {}, {}
-        self._stored = {}
-        own = read_rows(self.out / 'results.json')
-        for row in [*own, *self._rows_beside()]:
-            known = self._stored.get(row['id'])
-            if known is None or known['value'] is None:  # it may be tested
-                self._stored[row['id']] = row
+        rows = [
+            *read_rows(self.out / 'results.json'), *self._rows_beside(),
+            *read_rows(self.work_dir / REPLACED)
+        ]
+        self._stored = {(r['id'], r['hash']): r for r in merge_rows(rows)}
         self._tried = set()  # ids that this comparison has run
         for point in plan.points:  # all errors before the first run
             for rate in point.rates or (None, ):
@@ -78,7 +79,7 @@ class Comparison:
         if settings.id in self._rows:
             return self._rows[settings.id]
         record = self.work_dir / settings.id / RECORD
-        known = self._stored.get(settings.id, {})
+        known = self._stored.get((settings.id, settings.hash), {})
         if record.is_file():
             known = json.loads(record.read_text())
         folder = self._shown(self.work_dir / settings.id)
@@ -245,13 +246,14 @@ class Comparison:
               f'{self._shown(self.out)}', flush=True)
 
     def _keep_unknown(self) -> None:
-        """Keep a copy of results that are of other settings than the plan's,
-        such as those of a config that has changed since."""
+        """Keep results that are of other settings than the plan's, such as
+        those of a config that has changed since, beside those kept before."""
         known = {row['id'] for row in self.rows()}
         rows = read_rows(self.out / 'results.json')
         number = sum(row['id'] not in known for row in rows)
         if number:
-            path = write_rows(self.work_dir / 'replaced_results.json', rows)
+            path = self.work_dir / REPLACED
+            write_rows(path, merge_rows([*read_rows(path), *rows]))
             print(f'{number} runs of results.json are not of this plan as it '
                   f'is now and are left out; {self._shown(path)} has them',
                   flush=True)

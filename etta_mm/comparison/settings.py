@@ -71,7 +71,8 @@ def resolve(plan, run, root) -> Settings:
         root (Path): The checkout.
 
     Raises:
-        ValueError: If the options do not fit the config.
+        ValueError: If the options do not fit the config, or if it keeps its
+            checkpoints elsewhere than in its work dir.
     """
     point = run.point
     cfg = copy.deepcopy(_config(str(Path(root) / point.config)))
@@ -88,6 +89,7 @@ def resolve(plan, run, root) -> Settings:
         raise ValueError(
             f'the options of {point.method!r} do not fit {point.config}: '
             f'{error.args[0]}') from error
+    _check_checkpoints(cfg, point.method)
     digest = _hash(cfg, str(root))
     slug = re.sub(r'[^a-z0-9]+', '_', point.method.lower()).strip('_')
     rate = '' if run.rate is None else f'-lr{run.rate:g}'
@@ -96,6 +98,17 @@ def resolve(plan, run, root) -> Settings:
         hash=digest,
         cfg=cfg,
         options=options)
+
+
+def _check_checkpoints(cfg: Config, method: str) -> None:
+    """The test of a run and its next session take them from its work dir; in
+    another folder all runs would write over each other's."""
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    if hook.get('out_dir') is not None:
+        raise ValueError(
+            f'default_hooks.checkpoint.out_dir={hook["out_dir"]!r} of '
+            f'{method!r}: a comparison needs the checkpoints of a run in its '
+            "own folder; set it to None in the plan's options")
 
 
 def stack(*layers: dict) -> dict:

@@ -6,12 +6,16 @@ over the target, and the folder is synced. Whatever happens in between (a crash,
 """
 import os
 import re
+import secrets
 import socket
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator
 
 from mmengine.fileio import LocalBackend, register_backend
+
+LEFT_S = 24 * 3600  # the age, in seconds, from which nobody is writing any more
 
 
 def write_atomically(path, data: bytes) -> Path:
@@ -49,7 +53,10 @@ def appearing_whole(path) -> Iterator[Path]:
     """
     path = Path(path)
     owner = re.sub(r'\W', '_', socket.gethostname())
-    temporary = path.with_name(f'.{path.name}.{owner}-{os.getpid()}.tmp')
+    # Machines of one name, and containers, count their processes alike.
+    token = secrets.token_hex(4)
+    temporary = path.with_name(
+        f'.{path.name}.{owner}-{os.getpid()}-{token}.tmp')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent, owner)
@@ -69,13 +76,20 @@ def appearing_whole(path) -> Iterator[Path]:
 
 
 def _sweep(folder: Path, owner: str) -> None:
-    """Remove what killed writers of this machine left in ``folder``."""
+    """Remove what killed writers of this machine left in ``folder``.
+
+    A process that is not seen may yet be alive in another container, or on
+    another machine of the same name; so only what is old is removed.
+    """
     if os.name != 'posix':
         return
     for entry in os.scandir(folder):
-        found = re.fullmatch(rf'\..+\.{owner}-(\d+)\.tmp', entry.name)
+        found = re.fullmatch(
+            rf'\..+\.{owner}-(\d+)(-[0-9a-f]+)?\.tmp', entry.name)
         if found and not _is_alive(int(found.group(1))):
-            Path(entry.path).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another writer sweeps, too
+                if time.time() - entry.stat().st_mtime > LEFT_S:
+                    os.unlink(entry.path)
 
 
 def _is_alive(pid: int) -> bool:

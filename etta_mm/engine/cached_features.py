@@ -10,6 +10,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from ..tuners import Tuner
 from .feature_cache import FeatureCache
 from .fingerprint import base_dtypes, fingerprint, tensors_fingerprint
+from .image_hash import image_hashes
 
 PARTS = ('backbone', 'neck')
 #: Attributes of a module that do not tell what it computes.
@@ -112,6 +113,8 @@ class CachedFeatures:
         device = images.device.type
         if torch.is_autocast_enabled(device):
             name += f' {torch.get_autocast_dtype(device)}'
+        if images.is_cuda:  # which would wait for the copy and one CPU thread
+            return image_hashes(name, images)
         return [tensors_fingerprint({name: image}) for image in images]
 
     def _base_name(self) -> str:

@@ -1,8 +1,10 @@
 """Tensors of images on disk, by key."""
+import json
 import logging
 import os
+import zlib
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from mmengine.dist import get_world_size
@@ -15,6 +17,7 @@ from .atomic import write_atomically
 
 DTYPES = ('float16', 'bfloat16', 'float32')
 SUFFIX = '.safetensors'
+CHECKSUM_KEY = 'crc32'
 GB = 10**9  # bytes
 
 
@@ -22,7 +25,8 @@ class FeatureCache:
     """A folder of feature maps, a file for each image.
 
     Several processes may share it: a file appears whole or not at all. A file
-    that was cut short afterwards counts as missing.
+    that was cut short or damaged afterwards counts as missing, and so does one
+    of an earlier version, which holds no checksum.
 
     Args:
         folder (str | Path): The folder; it is made.
@@ -70,10 +74,7 @@ class FeatureCache:
         for root, _, names in os.walk(self.folder):
             for name in names:
                 if name.endswith(SUFFIX):
-                    try:
-                        total += os.stat(os.path.join(root, name)).st_size
-                    except FileNotFoundError:
-                        pass  # another process has just removed it
+                    total += _size(os.path.join(root, name))
         return total
 
     def read(self, key: str) -> Optional[Tuple[Tensor, ...]]:
@@ -82,11 +83,15 @@ class FeatureCache:
         They have the types and the order in memory that they were given in.
         """
         try:
-            return _unpacked(load(self.path(key).read_bytes()))
+            data = self.path(key).read_bytes()
+            tensors = load(data)
         except FileNotFoundError:
             return None
         except SafetensorError:  # cut short: made anew and written again
             return None
+        if _metadata(data).get(CHECKSUM_KEY) != _checksum(tensors):
+            return None
+        return _unpacked(tensors)
 
     def write(self, key: str,
               features: List[Tensor]) -> Tuple[Tensor, ...]:
@@ -114,8 +119,9 @@ class FeatureCache:
     def _save(self, key: str, tensors: dict) -> None:
         if self._is_full:
             return
-        data = save(tensors)
-        if len(data) > self._left:
+        data = save(tensors, {CHECKSUM_KEY: _checksum(tensors)})
+        more = len(data) - _size(self.path(key))  # it may replace a broken one
+        if more > self._left:
             self._stop(f'it has reached max_gb={self.max_gb}')
             return
         try:
@@ -123,7 +129,7 @@ class FeatureCache:
         except OSError as error:
             self._stop(str(error))
             return
-        self._left -= len(data)
+        self._left -= more
 
     def _stop(self, why: str) -> None:
         """Write no more. The training goes on as it would without a cache."""
@@ -134,6 +140,31 @@ class FeatureCache:
             'Raise max_gb, or remove what older runs left there.',
             logger='current',
             level=logging.WARNING)
+
+
+def _size(path) -> int:
+    """Bytes of a file, 0 if there is none."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:  # another process may just have removed it
+        return 0
+
+
+def _checksum(tensors: Dict[str, Tensor]) -> str:
+    """CRC-32 of the names, types, shapes and bits of contiguous tensors."""
+    crc = 0
+    for name, tensor in sorted(tensors.items()):
+        kind = f'{name} {tensor.dtype} {tuple(tensor.shape)}'
+        crc = zlib.crc32(kind.encode(), crc)
+        crc = zlib.crc32(tensor.flatten().view(torch.uint8).numpy(), crc)
+    return f'{crc:08x}'
+
+
+def _metadata(data: bytes) -> dict:
+    """The metadata in the header of a safetensors file, which follows its own
+    length in 8 bytes; :func:`safetensors.torch.load` leaves it out."""
+    end = 8 + int.from_bytes(data[:8], 'little')
+    return json.loads(data[8:end]).get('__metadata__', {})
 
 
 def _packed(features: List[Tensor], stored: List[Tensor]) -> dict:

@@ -1,5 +1,6 @@
 """Table and figures are functions of the plan and of results.json."""
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,18 @@ def test_a_share_has_four_digits(done, tmp_path):
         row['value'] = row['value'] and row['value'] / 100
     write_report(plan, rows, tmp_path)
     assert '0.6350 ± 0.0071 (2)' in (tmp_path / 'README.md').read_text()
+
+
+@pytest.mark.parametrize('diverged', [math.nan, math.inf])
+def test_a_training_that_diverged_is_shown_and_called_no_best(
+        diverged, done, tmp_path):
+    plan, out = done
+    rows = read_rows(out / 'results.json')
+    row = next(r for r in rows if r['role'] == 'final' and r['seed'] == 0)
+    row.update(val_value=diverged, value=diverged)
+    text = write_report(plan, rows, tmp_path).read_text()
+    assert f'0.001: 80.00, {row["lr"]}: {diverged:.2f}, 0.01: 75.00' in text
+    assert f'| {diverged:.2f} ± nan (2) |' in text
 
 
 def test_budgets_are_points_of_one_line(root):

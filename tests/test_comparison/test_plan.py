@@ -7,7 +7,7 @@ import pytest
 from fakes import TWO, make_checkout, write_plan
 from mmengine.config import Config, DictAction
 
-from etta_mm.comparison import Run, read_plan, resolve
+from etta_mm.comparison import Comparison, Run, read_plan, resolve
 from etta_mm.comparison.settings import file_hash, stack
 from etta_mm.engine import build_on_meta, count_parameters
 
@@ -50,6 +50,16 @@ def test_options_that_do_not_fit_the_config_are_refused(root):
     plan = read_plan(write_plan(root, methods=methods), root)
     with pytest.raises(ValueError, match="options of 'A' do not fit"):
         resolve(plan, Run(plan.points[0], None, 0), root)
+
+
+def test_checkpoints_in_another_folder_are_refused_before_any_work(root):
+    key = 'default_hooks.checkpoint.out_dir'
+    plan = read_plan(write_plan(root, options={key: 'elsewhere'}), root)
+    with pytest.raises(ValueError, match=f"{key}='elsewhere' of 'A': .*None"):
+        Comparison(plan, root, 'work', 'out')
+    assert not (root / 'work').exists()
+    plan = read_plan(write_plan(root, options={key: None}), root)
+    Comparison(plan, root, 'work', 'out')
 
 
 def test_quick_without_its_section_is_refused(root):

@@ -1,5 +1,6 @@
 """Which runs a comparison makes, and what it makes of those that end badly."""
 import json
+import math
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ from fakes import RATES, TWO, calls, write_plan
 from etta_mm.comparison import (BusyError, Comparison, Slot, find_slots,
                                 read_plan)
 from etta_mm.comparison.plan import MAX_BEYOND
+from etta_mm.comparison.results import choose, measure, merge_rows
 
 CRASH = dict(
     name='crash', config='configs/fake.py', options={'behaviour.crash': True})
@@ -74,6 +76,27 @@ def test_a_search_goes_on_from_an_end_that_is_as_good_as_the_best(root):
     for values, added in (([1., 9., 9.], 3e-2), ([9., 9., 1.], 3e-4)):
         found = plan.candidates(plan.points[0], dict(zip(RATES, values)))
         assert {run.rate for run in found} == {*RATES, added}
+
+
+@pytest.mark.parametrize('diverged', [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize('place', range(3))
+def test_a_rate_that_diverged_is_never_chosen(place, diverged):
+    values = [70., 80.]
+    values.insert(place, diverged)
+    rows = [dict(lr=r, val_value=v) for r, v in zip(RATES, values)]
+    assert choose(rows) == RATES[values.index(80.)]
+    assert choose([rows[place]]) is None
+
+
+@pytest.mark.parametrize('diverged', [math.nan, math.inf, None])
+def test_a_rate_that_diverged_hides_no_better_end_of_a_search(root, diverged):
+    plan = read_plan(write_plan(root, methods=TWO[:1]), root)
+    for values, added in (([diverged, 70., 80.], {3e-2}),
+                          ([80., 70., diverged], {3e-4}),
+                          ([70., 80., diverged], set()),
+                          ([diverged] * 3, set())):
+        found = plan.candidates(plan.points[0], dict(zip(RATES, values)))
+        assert {run.rate for run in found} == {*RATES, *added}
 
 
 def test_a_search_seed_of_its_own_counts_for_nothing_but_the_search(root):
@@ -197,6 +220,33 @@ def test_a_killed_training_goes_on_from_its_checkpoint(root):
     ]
 
 
+CUT_SHORT = '{"loss": 1.0, "tim'
+
+
+@pytest.mark.parametrize('broken', [
+    CUT_SHORT, f'{CUT_SHORT}\n', f'{CUT_SHORT}{{"step": 9}}\n', '\0\0\n', '9'
+], ids=['at the end', 'a line', 'before another', 'zeros', 'a number'])
+def test_a_line_cut_short_in_a_log_costs_no_training(root, broken):
+    plan = dict(methods=TWO[1:], seeds=[0], options={'behaviour.die_at': 1})
+    compare(root, **plan)
+    log, = (root / 'work').glob('*/train/*/vis_data/scalars.json')
+    log.write_text(log.read_text() + broken)
+    failed, rows = compare(root, **plan)
+    assert not failed and rows[0]['validation'] == [[1, 79.], [2, 80.]]
+    assert calls(root) == [
+        'train 0.001 0', 'train 0.001 0 --resume', 'test 0.001 0'
+    ]
+
+
+def test_what_stands_behind_a_line_cut_short_is_read(tmp_path):
+    log = tmp_path / '0/vis_data/scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b'{"loss": 1.0, "time": 2.0}\n{"loss": 1.0, "t\xff' +
+                    b'{"accuracy/top1": 80.0, "step": 1}\n')
+    found = measure(tmp_path, 'accuracy/top1', 8)
+    assert found['validation'] == [[1, 80.]] and found['step_time_s'] == 2.
+
+
 def test_a_training_without_its_last_validation_is_done_once_more(root):
     methods, seeds = TWO[1:], [0]
     compare(root, methods=methods, seeds=seeds)
@@ -248,6 +298,34 @@ def test_results_of_other_settings_are_kept_beside_the_runs(root, capsys):
     assert kept['rows'] == before
     assert '1 runs of results.json are not of this plan' in (
         capsys.readouterr().out)
+
+
+def test_a_plan_that_is_back_finds_the_results_it_once_had(root):
+    plans = [dict(methods=TWO[1:], seeds=[seed]) for seed in range(3)]
+    before = compare(root, **plans[0])[1]
+    (root / 'work').rename(root / 'gone')  # results.json alone has them
+    others = [compare(root, **plan)[1] for plan in plans[1:]]
+    kept = json.loads((root / 'work/replaced_results.json').read_text())
+    assert kept['rows'] == before + others[0]
+    (root / 'work/replaced_results.json').rename(root / 'kept.json')
+    (root / 'work').rename(root / 'gone2')
+    (root / 'work').mkdir()
+    (root / 'kept.json').rename(root / 'work/replaced_results.json')
+    calls(root)
+    for plan, rows in zip(plans, [before, *others]):
+        assert compare(root, **plan)[1] == rows
+    assert calls(root) == []
+
+
+def test_of_the_rows_of_a_run_the_one_that_got_furthest_is_kept():
+    failed, trained, tested = (
+        dict(id='a', hash='1', val_value=val_value, value=value)
+        for val_value, value in ((None, None), (80., None), (80., 70.)))
+    for rows in ([failed, trained, tested], [tested, trained, failed]):
+        assert merge_rows(rows) == [tested]
+        assert merge_rows([r for r in rows if r is not tested]) == [trained]
+    other = dict(tested, hash='2', value=60.)
+    assert merge_rows([tested, other, dict(other)]) == [tested, other]
 
 
 def test_runs_share_the_machine(root):

@@ -17,6 +17,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_state_dict
+from safetensors.torch import load, save
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.testing import assert_close
@@ -24,6 +25,8 @@ from torch.testing import assert_close
 from etta_mm.engine import FeatureCacheHook
 from etta_mm.engine.cached_features import CachedFeatures
 from etta_mm.engine.feature_cache import GB, FeatureCache
+from etta_mm.engine.fingerprint import tensors_fingerprint
+from etta_mm.engine.image_hash import image_hashes
 
 TUNING = dict(
     ffn=dict(type='ParallelAdapter', bottleneck_dims=5),
@@ -187,6 +190,22 @@ def test_other_settings_with_the_same_weights_are_a_miss(tmp_path):
     assert len(names) == 2
 
 
+class OnCuda(torch.Tensor):
+    """Says that it is on a GPU."""
+    is_cuda = True
+
+
+def test_the_keys_of_a_gpu_are_made_there(tmp_path):
+    model = tuned()
+    features, batch = cached(model, tmp_path), images(model)
+    name = features._base_name()
+    assert features._keys(batch) == [
+        tensors_fingerprint({name: image}) for image in batch
+    ]
+    assert features._keys(batch.as_subclass(OnCuda)) == image_hashes(
+        name, batch)
+
+
 def test_another_head_or_tuner_is_a_hit(tmp_path):
     model = tuned()
     features = cached(model, tmp_path)
@@ -236,6 +255,47 @@ def test_a_file_cut_short_is_a_miss_and_is_written_again(kept, tmp_path):
     assert again.misses == 2
     step(model)
     assert again.hits == 2
+
+
+def overwritten(whole: bytes) -> bytes:
+    return whole[:-110] + bytes(range(100)) + whole[-10:]
+
+
+@pytest.mark.parametrize('damage', [
+    overwritten,
+    lambda whole: whole[:-1] + bytes([whole[-1] ^ 1]),
+    lambda whole: whole.replace(b'[1,8,2,3]', b'[1,8,3,2]'),
+    lambda whole: whole.replace(b'0.float32', b'0.float16'),
+    lambda whole: whole.replace(b'0.float32', b'0.floaT32'),
+    lambda whole: whole.replace(b'"F16"', b'"I16"'),
+    lambda whole: save(load(whole)),
+], ids=['100 bytes', 'a bit', 'a shape', 'a type', 'no type', 'a stored type',
+        'without a checksum'])
+def test_a_damaged_file_is_a_miss_and_is_written_again(damage, tmp_path):
+    cache = FeatureCache(tmp_path)
+    features = [torch.randn(1, 8, 2, 3), torch.randn(1, 8, 1, 1)]
+    expected = cache.write('ab', features)
+    whole = cache.path('ab').read_bytes()
+    assert damage(whole) != whole
+    cache.path('ab').write_bytes(damage(whole))
+    assert cache.read('ab') is None
+    cache.write('ab', features)
+    assert_close(cache.read('ab'), expected, **EXACT)
+
+
+def test_a_file_that_is_written_again_takes_no_more_room(tmp_path, logged):
+    features = [torch.randn(1, 8, 20, 20)]
+    first = FeatureCache(tmp_path)
+    for key in ('ab', 'cd'):
+        first.write(key, features)
+    size = first.num_bytes()
+    for path in files(tmp_path):
+        path.write_bytes(overwritten(path.read_bytes()))
+    again = FeatureCache(tmp_path, max_gb=(size + 1) / GB)
+    for key in ('ab', 'cd'):
+        again.write(key, features)
+        assert again.read(key) is not None
+    assert again.num_bytes() == size and not logged()
 
 
 def test_a_validation_neither_reads_nor_writes(tmp_path):

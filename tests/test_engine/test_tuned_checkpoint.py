@@ -3,9 +3,13 @@ import copy
 import errno
 import hashlib
 import json
+import os
 import pickle
 import re
 import resource
+import socket
+import subprocess
+import time
 from pathlib import Path
 
 import mmdet
@@ -675,3 +679,41 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 def test_a_folder_that_is_missing_is_made(trained, tmp_path):
     path = tmp_path / 'a' / 'b.safetensors'
     assert save_tuned(trained, path) == path and path.is_file()
+
+
+def temporary_name(pid: int, tail: str = '') -> str:
+    owner = re.sub(r'\W', '_', socket.gethostname())
+    return f'.other.bin.{owner}-{pid}{tail}.tmp'
+
+
+@pytest.mark.parametrize('tail', ['', '-0123abcd'], ids=['old', 'new'])
+@pytest.mark.parametrize('is_alive, age, is_kept', [
+    (False, 2 * atomic.LEFT_S, False),
+    (False, atomic.LEFT_S / 2, True),  # alive where it cannot be seen
+    (True, 2 * atomic.LEFT_S, True),
+])
+def test_only_what_nobody_can_be_writing_is_removed(
+        tail, is_alive, age, is_kept, tmp_path):
+    process = subprocess.Popen(['true'])
+    process.wait()
+    pid = os.getpid() if is_alive else process.pid
+    left = tmp_path / temporary_name(pid, tail)
+    left.touch()
+    then = time.time() - age
+    os.utime(left, (then, then))
+    atomic.write_atomically(tmp_path / 'a.bin', b'new')
+    assert left.exists() == is_kept
+
+
+def test_writers_of_one_host_name_and_number_do_not_meet(
+        tmp_path, monkeypatch):
+    """Two containers, of which neither sees the processes of the other."""
+    monkeypatch.setattr(atomic, '_is_alive', lambda pid: False)
+    path = tmp_path / 'a.bin'
+    with atomic.appearing_whole(path) as first:
+        first.write_bytes(b'first')
+        with atomic.appearing_whole(path) as second:
+            second.write_bytes(b'second')
+        assert path.read_bytes() == b'second'
+    assert path.read_bytes() == b'first'
+    assert [p.name for p in tmp_path.iterdir()] == ['a.bin']
