@@ -119,10 +119,10 @@ def test_no_relu_of_a_transformer_writes_into_a_view(name):
     """The backward pass of that copies whole tensors; mmcv's writes."""
     model = built(name, dict(ffn=FFN_TUNERS))
     for module in transformer_layers(model):
-        x = torch.randn(2, 5, DIMS, requires_grad=True)
         for ffn in (m for m in module.modules() if isinstance(m, FFN)):
+            x = torch.randn(2, 5, ffn.embed_dims, requires_grad=True)
             assert 'CopySlices' not in backward_kinds(ffn(x).sum())
-            plain = FFN(DIMS, 8)
+            plain = FFN(ffn.embed_dims, 8)
             assert 'CopySlices' in backward_kinds(plain(x).sum())
 
 

@@ -6,19 +6,21 @@ from mmdet.datasets import CocoDataset
 from mmengine.registry import METRICS
 
 from .annotations import check_annotated, check_keys, read_coco
-from .classes import first
+from .classes import classes_of, first
 from .file import check_file
 from .unread import found_type, is_remote, leaves, unread
 
 #: By name: importing mmdet's metrics warns of a package that is optional.
 COCO_METRIC = dict(type='mmdet.CocoMetric')
+ACCURACY = dict(type='mmpretrain.Accuracy')
 
 
 def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
-    """Check that the annotation files of the metrics are those of the data.
+    """Check that the metrics are for the data.
 
     With annotations of other images than those that are predicted, the AP is
-    0 or the run ends after its first epoch. A ``CocoMetric`` is compared with
+    0 or the run ends after its first epoch, as it does where the five best of
+    three classes are asked for (``topk``). A ``CocoMetric`` is compared with
     a data set that reads as ``CocoDataset``: by the file, or if that is
     another, by images, classes and boxes.
 
@@ -29,7 +31,8 @@ def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
 
     Raises:
         FileNotFoundError: If a metric's ``ann_file`` is missing.
-        ValueError: If it annotates other data.
+        ValueError: If it annotates other data, or a ``topk`` is larger than the
+            number of classes.
     """
     if isinstance(evaluator, dict):
         evaluator = evaluator.get('metrics', evaluator)
@@ -37,6 +40,8 @@ def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
                                       (list, tuple)) else [evaluator]
     inside = [unread(leaf) for leaf, _ in leaves(dataset)]
     for metric in metrics:
+        if len(inside) == 1:
+            _check_topk(metric, classes_of(inside[0]), name)
         if not (isinstance(metric, dict)
                 and isinstance(metric.get('ann_file'), str)
                 and not is_remote(metric)):
@@ -58,9 +63,26 @@ def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
 
 
 def _is_coco(metric: dict) -> bool:
+    return _is_a(metric, COCO_METRIC)
+
+
+def _is_a(metric: dict, kind: dict) -> bool:
     host = found_type(metric, METRICS)
-    return isinstance(host, type) and issubclass(
-        host, found_type(COCO_METRIC, METRICS))
+    return isinstance(host, type) and issubclass(host,
+                                                 found_type(kind, METRICS))
+
+
+def _check_topk(metric, classes, name: str) -> None:
+    if not (isinstance(metric, dict) and classes and metric.get('topk')
+            and _is_a(metric, ACCURACY)):
+        return
+    topk = metric['topk']
+    most = max(topk) if isinstance(topk, (list, tuple)) else topk
+    if most > len(classes):
+        raise ValueError(
+            f'{name}.topk={topk} asks for the {most} best of {len(classes)} '
+            f'classes ({first(classes)}). Set it to at most {len(classes)}, '
+            'such as (1, ).')
 
 
 def _check_same(path: str, dataset: CocoDataset, name: str) -> None:

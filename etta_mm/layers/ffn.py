@@ -35,8 +35,8 @@ def keep_inputs_of_relus(model: nn.Module) -> None:
     """Have no ReLU of a feed-forward network in ``model`` overwrite its input.
 
     That is the output of a linear map, to autograd a view, and the backward
-    pass of a write into a view copies whole tensors five times. The values are
-    the same, and no more is kept for the backward pass.
+    pass of a write into a view copies whole tensors. The values are the same,
+    and no more is kept for the backward pass.
     """
     for ffn in model.modules():
         if isinstance(ffn, FFN):

@@ -31,7 +31,7 @@ class Adapter(Tuner):
                              'dropout must be in [0, 1)')
         self.down = nn.Linear(embed_dims, b)
         # In place it would write into a view, the output of a linear map,
-        # whose backward pass copies whole tensors five times.
+        # whose backward pass copies whole tensors.
         self.act = nn.ReLU()
         self.dropout = nn.Dropout(dropout)
         self.up = nn.Linear(b, embed_dims)

@@ -31,10 +31,10 @@ def measured(name: str, axis: str, value: int, method: str) -> dict:
 @pytest.mark.parametrize('axis', VALUES)
 def test_a_step_grows_by_the_floor_and_the_tuners_own_work(name, axis):
     ours, floors = ([
-        measured(name, axis, value, method) for value in VALUES[axis]
-    ] for method in METHODS[:2])
+        measured(name, axis, value, method) for value in values
+    ] for method, values in zip(METHODS, (VALUES[axis], VALUES[axis][-2:])))
     assert ours[0]['operations'] < ours[-1]['operations']
-    for one, floor in zip(ours, floors):
+    for one, floor in zip(ours[-2:], floors):
         assert one['own_operations'] > floor['own_operations'] == 0
         assert (one['operations'] - one['own_operations'] <=
                 MARGIN * floor['operations'])

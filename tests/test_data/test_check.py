@@ -491,6 +491,17 @@ def test_annotations_that_fit_nothing_are_an_error(coco, tmp_path, change):
     check_evaluator(dict(metric, format_only=True), dataset=tested)
 
 
+@pytest.mark.parametrize('topk', [37, (1, 37)])
+def test_more_best_classes_than_there_are_is_an_error(folders, topk):
+    metric = dict(type='mmpretrain.Accuracy', topk=topk)
+    for evaluator in (metric, [dict(type='mmpretrain.SingleLabelMetric'),
+                               metric]):
+        with pytest.raises(ValueError, match=r'x\.topk.* 37 best of 36 classes'):
+            check_evaluator(evaluator, 'x', folders)
+    check_evaluator(dict(metric, topk=(1, 36)), 'x', folders)
+    check_evaluator(metric, 'x')
+
+
 def test_a_metric_without_its_annotation_file_is_an_error(tmp_path):
     metric = dict(type='CocoMetric', ann_file=str(tmp_path / 'gone.json'))
     for evaluator in (metric, [dict(type='Accuracy'), metric],

@@ -151,17 +151,13 @@ def train_in_two_halves(rank: int, folder: Path, port: int) -> None:
         runner.model.module.dropout.p = 0.
         runner.train()
 
-    run('whole', 4)
-    for resumed in (1, 3):  # 2 and 6 of the batches seen, 3 make a step
-        run('parts', 4, resume=True,
-            load_from=str(folder / f'whole/epoch_{resumed}.pth'))
-        if rank == 0:
-            weights = [
-                torch.load(folder / name / 'epoch_4.pth',
-                           weights_only=False)['state_dict']
-                for name in ('whole', 'parts')
-            ]
-            assert_close(*weights, msg=lambda text: f'{resumed}: {text}')
+    run('whole', 2)
+    # 2 of 3 batches that make a step have been seen.
+    run('parts', 2, resume=True, load_from=str(folder / 'whole/epoch_1.pth'))
+    if rank == 0:
+        assert_close(*(torch.load(
+            folder / name / 'epoch_2.pth', weights_only=False)['state_dict']
+                       for name in ('whole', 'parts')))
 
 
 def test_of_accumulated_gradients_each_process_goes_on_with_the_mean(tmp_path):
