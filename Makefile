@@ -30,7 +30,7 @@ demo: setup
 test:
 	@$(SETUP) --tests
 	@"$(ENV)/bin/python" -m pytest tests -q --durations=15 \
-		-n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+		-n logical --maxprocesses 4 --dist loadfile
 
 clean:
 	rm -rf build dist etta_mm.egg-info .pytest_cache

@@ -19,20 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests import hosts
 torch.set_num_threads(1)
 
 
-#: Files and folders that take longest, so that they start first and no process is
-#: left with one of them while the others have nothing to do.
-LONG = ('test_laws.py', 'test_tools', 'test_comparison', 'test_engine',
-        'test_export.py', 'test_exactness.py', 'test_benchmark')
-
-
 def pytest_configure(config):
     config.addinivalue_line('markers', 'gpu: needs a GPU')
-
-
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: next(
-        (i for i, name in enumerate(LONG) if name in item.path.parts),
-        len(LONG)))
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,14 @@
 """What mmengine's checkpoints lack for a resumed training to be the same."""
 from itertools import islice
-from typing import Iterator, Optional
+from typing import Iterator, Optional, Tuple
 
+import torch
 from mmengine.dist import (all_gather_object, all_reduce_dict,
                            get_world_size)
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
+from torch import nn
 
 from .random_state import random_state, set_random_state
 from .resumed_settings import differences, warning
@@ -73,6 +75,11 @@ class TrainingStateHook(Hook):
         """
         self._gradients = _gradients(runner)
         if self._gradients and get_world_size() > 1:
+            # What one process did not use, another may have.
+            self._gradients = {
+                name: self._gradients.get(name, torch.zeros_like(p))
+                for name, p in _trained(runner)
+            }
             all_reduce_dict(self._gradients, 'mean')
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -121,11 +128,9 @@ class TrainingStateHook(Hook):
         if 'seed' in getattr(start, 'keywords', {}):
             start.keywords['seed'] = runner.seed
         gradients = self._resumed['gradients']
-        model = unwrapped(runner.model)
-        for name, parameter in model.named_parameters():
-            given = gradients.get(plain_name(name))
-            if parameter.requires_grad and given is not None:
-                parameter.grad = given.to(parameter, copy=True)
+        for name, parameter in _trained(runner):
+            if name in gradients:
+                parameter.grad = gradients[name].to(parameter, copy=True)
 
     def before_train_epoch(self, runner) -> None:
         """Go on with the same random numbers.
@@ -176,12 +181,18 @@ class TrainingStateHook(Hook):
         self._before_val = None
 
 
+def _trained(runner) -> Iterator[Tuple[str, nn.Parameter]]:
+    """What is trained, by the names of a model without wrappers."""
+    for name, parameter in unwrapped(runner.model).named_parameters():
+        if parameter.requires_grad:
+            yield plain_name(name), parameter
+
+
 def _gradients(runner) -> dict:
-    """What is accumulated so far, by the names of a model without wrappers."""
+    """What is accumulated so far, by name."""
     return {
-        plain_name(name): p.grad.detach().clone()
-        for name, p in unwrapped(runner.model).named_parameters()
-        if p.requires_grad and p.grad is not None
+        name: p.grad.detach().clone()
+        for name, p in _trained(runner) if p.grad is not None
     }
 
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import stat
 import time
+import traceback
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -580,6 +581,8 @@ def forked(work, *args, **kwargs) -> int:
         try:
             work(*args, **kwargs)
             code = 0
+        except BaseException:
+            traceback.print_exc()  # shown where the test fails
         finally:
             os._exit(code)
     return pid
