@@ -137,10 +137,17 @@ tests_key() { key_of "$TESTED" "$ROOT/setup.py" "$TESTS"; }
 
 # A stamp of a set-up with CUDA ops holds on a machine without a GPU as well (a cluster's login
 # node), but not on a GPU that the ops were not built for.
+is_built_for() { # is_built_for BUILT ASKED: whether each GPU of the second list is in the first
+  local built=";${1//+PTX/};" arch archs
+  IFS=';' read -ra archs <<<"$2"
+  for arch in "${archs[@]}"; do
+    if [[ $built != *";${arch%+PTX};"* ]]; then return 1; fi
+  done
+}
 is_stamped() { # is_stamped base|tests
   local key archs
   { read -r key && read -r archs; } 2>/dev/null <"$STATE/stamp-$1" || return 1
-  [[ $key == "$("$1"_key)" ]] && [[ $1 == tests || -z $CUDA_ARCHS || $archs == "archs:$CUDA_ARCHS" ]]
+  [[ $key == "$("$1"_key)" ]] && { [[ $1 == tests ]] || is_built_for "${archs#archs:}" "$CUDA_ARCHS"; }
 }
 stamp() { # stamp base|tests
   printf '%s\narchs:%s\n' "$("$1"_key)" "$CUDA_ARCHS" >"$STATE/stamp-$1.part"
@@ -176,8 +183,9 @@ leave_if_complete
 is_env() { [[ -f $ENV_DIR/pyvenv.cfg || -d $ENV_DIR/conda-meta ]]; }
 has_pip() { "$ENV_PY" -m pip --version >/dev/null 2>&1; }
 is_half_built() { # a venv that was interrupted: no working pip, and nothing installed to lose
-  [[ -f $ENV_DIR/pyvenv.cfg ]] && ! has_pip && ! find "$ENV_DIR" -path '*/site-packages/*.dist-info' \
-    -prune ! -name 'pip-*' ! -name 'setuptools-*' -print 2>/dev/null | grep -q .
+  [[ -f $ENV_DIR/pyvenv.cfg ]] && ! has_pip && [[ -z $(find "$ENV_DIR" \
+    -path '*/site-packages/*.dist-info' -prune ! -name 'pip-*' ! -name 'setuptools-*' \
+    -print -quit 2>/dev/null) ]]
 }
 
 python_version() { # python_version PY: "3.11.7", or nothing if PY does not run
@@ -228,7 +236,8 @@ check_env() { # the environment, or the Python to make it with
     PYTHON=$ENV_PY
     return
   fi
-  if [[ -e $ENV_DIR ]] && ! is_env && find "$ENV_DIR" -mindepth 1 -maxdepth 1 ! -name "${STATE##*/}" | grep -q .; then
+  if [[ -e $ENV_DIR ]] && ! is_env &&
+    [[ -n $(find "$ENV_DIR" -mindepth 1 -maxdepth 1 ! -name "${STATE##*/}" -print -quit) ]]; then
     die "$ENV_DIR is there, but it is neither a venv nor a conda prefix." \
       "Name another one (--env DIR), or delete it."
   fi
@@ -310,7 +319,8 @@ check_compilers() {
   if [[ -n $CUDA_ARCHS && -z $(find_cuda_home) ]]; then
     die "mmcv is to be built with CUDA ops, and CUDA's compiler nvcc is not here." \
       "Install the CUDA toolkit 13 (the tested torch is built with 13.0) and name its folder by" \
-      "CUDA_HOME, or set FORCE_CUDA=0: then mmcv's ops run on the CPU only."
+      "CUDA_HOME. Or set FORCE_CUDA=0 CUDA_VISIBLE_DEVICES= here and for every run: then all" \
+      "runs on the CPU, mmcv's ops included."
   fi
 }
 
@@ -320,8 +330,8 @@ check_nvcc() { # check_nvcc CUDA: torch refuses a compiler of another major vers
   release=$("$home/bin/nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')
   if [[ ${release%%.*} != "${1%%.*}" ]]; then
     die "torch is built with CUDA $1, and $home/bin/nvcc is of CUDA $release." \
-      "Install the CUDA toolkit $1 and name its folder by CUDA_HOME, or set FORCE_CUDA=0: then" \
-      "mmcv's ops run on the CPU only."
+      "Install the CUDA toolkit $1 and name its folder by CUDA_HOME. Or set FORCE_CUDA=0" \
+      "CUDA_VISIBLE_DEVICES= here and for every run: then all runs on the CPU, mmcv's ops included."
   fi
 }
 
