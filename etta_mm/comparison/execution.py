@@ -1,6 +1,7 @@
 """One run: a training by tools/train.py, then a test by tools/test.py."""
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -102,12 +103,11 @@ class Execution:
         cfg, row = self.settings.cfg, self.row
         figures = dict(peak_memory_bytes=max(self.process.peak_memory_bytes,
                                              row['peak_memory_bytes'] or 0))
-        last = cfg.train_cfg.get('max_epochs') or cfg.train_cfg.get('max_iters')
         try:
             figures.update(
                 measure(self.folder / 'train', row['metric'],
                         cfg.train_dataloader.batch_size))
-            is_whole = figures['validation'][-1][0] == last
+            is_whole = figures['validation'][-1][0] >= self._position()
         except ValueError:  # there may have been one validation, or none
             if not self.resumed:
                 raise
@@ -130,6 +130,14 @@ class Execution:
             return None
         path = self.folder / 'train' / Path(note.read_text().strip()).name
         return path if path.is_file() else None
+
+    def _position(self) -> int:
+        """The epoch, or iteration, of the last checkpoint: behind it a training
+        that was stopped early may have been validated, and no other."""
+        found = re.search(r'(\d+)\.pth$', str(self._checkpoint()))
+        train_cfg = self.settings.cfg.train_cfg
+        return int(found[1]) if found else (
+            train_cfg.get('max_epochs') or train_cfg.get('max_iters'))
 
     def _end(self, error: Optional[str] = None) -> dict:
         self.row['wall_s'] += time.time() - self.row['session_started']

@@ -70,7 +70,7 @@ def draw_percent(plan, summaries: List[Summary]) -> Optional[bytes]:
 
 
 def draw_curves(plan, summaries: List[Summary]) -> Optional[bytes]:
-    """The validation by epoch, mean over the seeds, a line a point; nothing
+    """The validation by epoch (or iteration), mean over the seeds, a line a point; nothing
     where each was validated once."""
     summaries = [s for s in summaries if len(s.curve) > 1]
     if not summaries:
@@ -91,7 +91,7 @@ def draw_curves(plan, summaries: List[Summary]) -> Optional[bytes]:
             label = f'{method}, {summary.percent:.1f} %'
         axes.plot(*zip(*summary.curve), label=label, alpha=alpha,
                   **styles[method])
-    axes.set(xlabel='epoch', ylabel=f'{plan.metric}, validation')
+    axes.set(xlabel=summaries[0].unit[:-1], ylabel=f'{plan.metric}, validation')
     figure.legend(loc='outside right upper')
     return _png(figure, [axes])
 

@@ -10,7 +10,7 @@ from typing import List
 from ..engine.atomic import write_atomically
 from .figures import CURVES, PERCENT, draw_curves, draw_percent
 from .plan import is_finite
-from .results import Summary, summarize
+from .results import Summary, summarize, unit
 
 HEADER = ('method', 'trained %', 'learning rate', '{metric}', 'step time (s)',
           'images/s', 'peak memory', 'paper, on its own data', 'runs')
@@ -69,8 +69,8 @@ def markdown(plan, rows: List[dict], summaries: List[Summary],
     ]
     if finals:
         lines += [
-            '', f'Trained for {", ".join(f"{e:g}" for e in epochs)} epochs on '
-            f'{"; ".join(devices)}. One after the other, the {len(rows)} runs '
+            '', f'Trained for {", ".join(f"{e:g}" for e in epochs)} '
+            f'{unit(finals)} on {"; ".join(devices)}. One after the other, the {len(rows)} runs '
             f'{"so far " * is_unfinished}'
             f'take {sum(r["wall_s"] for r in rows) / 3600:.1f} h, those that '
             'other plans share included.'

@@ -8,7 +8,7 @@ A row of ``results.json`` is a dict:
 - ``status``: 'finished' or 'failed' (then ``error``);
 - ``trained_percent``; ``metric`` and its ``value`` on the test images (None for
   a search run), ``val_value`` at the end and ``validation``, pairs of an epoch
-  and a value;
+  (or iteration, where a training counts those) and a value;
 - ``step_time_s`` (median of the logged steps behind the first log interval),
   ``samples_per_s``, ``peak_memory_bytes`` (of the GPU, else resident memory of
   the training process) and ``wall_s`` (training and test, all sessions).
@@ -18,10 +18,12 @@ import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, List, Optional, Tuple
+from typing import List, Optional, Tuple
 
 from ..engine.atomic import write_atomically
+from ..engine.scalar_log import read_records
 from .plan import is_finite
+from .settings import BY_EPOCH_KEY
 
 
 def read_rows(path) -> List[dict]:
@@ -49,11 +51,11 @@ def write_rows(path, rows: List[dict]) -> Path:
 
 
 def merge_rows(rows: List[dict]) -> List[dict]:
-    """One row for each run: of several the one that got furthest (tested,
-    trained, neither), of equal ones the first."""
+    """One row for each run and metric: of several the one that got furthest
+    (tested, trained, neither), of equal ones the first."""
     merged = {}
     for row in rows:
-        key = row['id'], row['hash']
+        key = row['id'], row['hash'], row.get('metric')
         if key not in merged or _progress(row) > _progress(merged[key]):
             merged[key] = row
     return list(merged.values())
@@ -80,7 +82,7 @@ def measure(work_dir, metric: str, batch_size: int) -> dict:
     """
     curve, times, memory, names = {}, [], [], set()
     for log in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        records = list(_records(log))
+        records = list(read_records(log))
         steps = [r for r in records if 'loss' in r]
         times += [r['time'] for r in (steps[1:] or steps)]
         memory += [r['memory'] for r in steps if 'memory' in r]
@@ -105,20 +107,6 @@ def measure(work_dir, metric: str, batch_size: int) -> dict:
     return found
 
 
-def _records(log: Path) -> Iterator[dict]:
-    """The lines of a log but for one that was cut short, as by a full disk or
-    a power failure; what was logged next may stand behind it in its line."""
-    for line in log.read_text(errors='replace').splitlines():
-        for text in (line, line[line.rfind('{'):]):
-            try:
-                record = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
-                yield record
-                break
-
-
 def tested(work_dir, metric: str) -> float:
     """The metric that tools/test.py has logged in ``work_dir``.
 
@@ -131,6 +119,12 @@ def tested(work_dir, metric: str) -> float:
         raise ValueError(f'the test has logged no {metric!r}, but '
                          f'{", ".join(sorted(record)) or "nothing"}')
     return record[metric]
+
+
+def unit(rows: List[dict]) -> str:
+    """What the trainings of rows count: 'epochs' or 'iterations'."""
+    by_epoch = (row['options'].get(BY_EPOCH_KEY, True) for row in rows)
+    return 'epochs' if all(by_epoch) else 'iterations'
 
 
 def choose(rows: List[dict]) -> Optional[float]:
@@ -155,6 +149,7 @@ class Summary:
         step_time, throughput, memory (float, optional): Median seconds,
             median images/s, largest bytes.
         curve (list[tuple]): (epoch, mean of the validation over the seeds).
+        unit (str): 'epochs', or 'iterations' where the trainings count those.
         failed (list[dict]): Rows that failed, search runs included.
     """
     point: object
@@ -166,6 +161,7 @@ class Summary:
     throughput: Optional[float]
     memory: Optional[float]
     curve: List[Tuple[float, float]]
+    unit: str
     failed: List[dict]
 
     @property
@@ -225,6 +221,7 @@ def _summary(plan, point, rows: List[dict]) -> Summary:
         curve=[(epoch, statistics.mean(values))
                for epoch, values in sorted(curve.items())
                if len(values) == len(done)],
+        unit=unit(rows),
         failed=[r for r in rows if r['status'] == 'failed'])
 
 

@@ -51,7 +51,10 @@ class Comparison:
             *read_rows(self.out / 'results.json'), *self._rows_beside(),
             *read_rows(self.work_dir / REPLACED)
         ]
-        self._stored = {(r['id'], r['hash']): r for r in merge_rows(rows)}
+        self._stored = {
+            (r['id'], r['hash']): r
+            for r in merge_rows(rows) if self._is_measured_alike(r)
+        }
         self._tried = set()  # ids that this comparison has run
         for point in plan.points:  # all errors before the first run
             for rate in point.rates or (None, ):
@@ -65,6 +68,10 @@ class Comparison:
             except ValueError:
                 continue  # another tool's, or no business of this comparison
         return rows
+
+    def _is_measured_alike(self, row: dict) -> bool:
+        """Whether the figures of a row are of the plan's metric."""
+        return row.get('metric', self.plan.metric) == self.plan.metric
 
     def settings(self, run: Run) -> Settings:
         """The resolved settings of a run."""
@@ -82,6 +89,10 @@ class Comparison:
         known = self._stored.get((settings.id, settings.hash), {})
         if record.is_file():
             known = json.loads(record.read_text())
+            if not self._is_measured_alike(known):
+                # Trained, and to be read from its logs and tested once more.
+                known = {key: known.get(key)
+                         for key in ('wall_s', 'peak_memory_bytes')}
         folder = self._shown(self.work_dir / settings.id)
         row = dict(
             id=settings.id,
@@ -147,9 +158,19 @@ class Comparison:
         """Trainings in all, as far as the searches are known; a chosen
         candidate counts once."""
         plan, total = self.plan, sum(1 for _ in self.tasks())
-        named = {run.point for run, is_final in self.tasks() if is_final}
         to_come = len(plan.seeds) - (plan.search_seed in plan.seeds)
-        return total + to_come * sum(p not in named for p in plan.points)
+        return total + to_come * sum(
+            not diverged for _, diverged in self._without_rate())
+
+    def _without_rate(self) -> Iterator[Tuple[Point, bool]]:
+        """The points that have no rate, and whether they will have none: at no
+        rate of their search was the validation a number at the end."""
+        named = {run.point for run, is_final in self.tasks() if is_final}
+        for point in self.plan.points:
+            if point not in named:
+                yield point, all(
+                    self._settled(run, False)
+                    for run in self._candidates(point))
 
     def rows(self) -> List[dict]:
         """The rows of ``results.json``: what has ended, in the plan's order."""
@@ -169,12 +190,11 @@ class Comparison:
             row = self.row(run)
             role = 'final' if is_final else 'search'
             yield f'{row["id"]}  {role}  {row["status"] or "to come"}'
-        named = {run.point for run, final in self.tasks() if final}
-        for point in self.plan.points:
-            if point not in named:
-                seeds = ', '.join(map(str, self.plan.seeds))
-                yield (f'{point.method} b{point.budget}, seeds {seeds}: at the '
-                       'rate that the search chooses')
+        seeds = ', '.join(map(str, self.plan.seeds))
+        for point, diverged in self._without_rate():
+            yield f'{point.method} b{point.budget}, seeds {seeds}: ' + (
+                'not run, for the search has found no rate'
+                if diverged else 'at the rate that the search chooses')
 
     def write(self) -> None:
         """Write ``results.json``, the table and the figures."""
@@ -250,7 +270,8 @@ class Comparison:
         those of a config that has changed since, beside those kept before."""
         known = {row['id'] for row in self.rows()}
         rows = read_rows(self.out / 'results.json')
-        number = sum(row['id'] not in known for row in rows)
+        number = sum(row['id'] not in known or not self._is_measured_alike(row)
+                     for row in rows)
         if number:
             path = self.work_dir / REPLACED
             write_rows(path, merge_rows([*read_rows(path), *rows]))

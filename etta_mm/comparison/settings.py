@@ -14,6 +14,8 @@ from typing import Iterable, Iterator, Optional
 from mmengine.config import Config, DictAction
 
 LR_KEY = 'optim_wrapper.optimizer.lr'
+#: Whether a validation is logged by the epoch it follows, or the iteration.
+BY_EPOCH_KEY = 'default_hooks.logger.log_metric_by_epoch'
 DELETE_KEY = '_delete_'  # of mmengine
 
 
@@ -80,6 +82,7 @@ def resolve(plan, run, root) -> Settings:
         cfg.merge_from_dict(copy.deepcopy(point.options))
         options = stack(
             point.options,
+            _logged(cfg),
             {} if plan.epochs is None else _last(cfg, plan.epochs),
             {} if run.rate is None else {plan.lr_key: run.rate},
             {'randomness.seed': run.seed})
@@ -143,6 +146,17 @@ def _flatten(options: dict, prefix: str = '') -> dict:
         else:
             flat[f'{prefix}{key}'] = value
     return flat
+
+
+def _logged(cfg: Config) -> dict:
+    """Options that log each validation by what the training counts: mmengine
+    has all those of a training by iterations at epoch 0."""
+    by_epoch = 'max_iters' not in cfg.get('train_cfg', {})
+    hook = (cfg.get('default_hooks') or {}).get('logger') or {}
+    if by_epoch and hook.get('log_metric_by_epoch', True):
+        return {}
+    return {BY_EPOCH_KEY: by_epoch, 'default_hooks.logger.type': hook.get(
+        'type', 'LoggerHook')}
 
 
 def _last(cfg: Config, epochs: int) -> dict:

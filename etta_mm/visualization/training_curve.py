@@ -1,10 +1,11 @@
 """A training curve from mmengine's scalar log."""
-import json
 from pathlib import Path
 from typing import Dict
 
 import matplotlib
 from matplotlib.figure import Figure
+
+from ..engine.scalar_log import read_records
 
 
 def read_scalars(work_dir) -> list:
@@ -18,7 +19,7 @@ def read_scalars(work_dir) -> list:
         raise FileNotFoundError(
             f'there is no */vis_data/scalars.json below {work_dir}; give the '
             'work_dir of a training')
-    return [json.loads(line) for line in logs[-1].read_text().splitlines()]
+    return list(read_records(logs[-1]))
 
 
 def training_curve(path, work_dirs: Dict[str, str], metric: str) -> Path:

@@ -8,6 +8,7 @@ from fakes import TWO, make_checkout, write_plan
 from mmengine.config import Config, DictAction
 
 from etta_mm.comparison import Comparison, Run, read_plan, resolve
+from etta_mm.comparison.results import unit
 from etta_mm.comparison.settings import file_hash, stack
 from etta_mm.engine import build_on_meta, count_parameters
 
@@ -75,6 +76,26 @@ def test_quick_keeps_what_its_section_names(root):
     cfg = resolve(plan, Run(plan.points[0], 3e-3, 1), root).cfg
     assert plan.points[0].rates == (3e-3, )
     assert cfg.train_cfg.max_epochs == 1
+
+
+@pytest.mark.parametrize('train_cfg, by_epoch', [
+    (dict(max_epochs=2), True),
+    (dict(_delete_=True, by_epoch=False, max_iters=9), False)])
+@pytest.mark.parametrize('hook', [None, dict(
+    type='LoggerHook', log_metric_by_epoch=False)])
+def test_validations_are_logged_by_what_the_training_counts(
+        root, train_cfg, by_epoch, hook):
+    """Else all those of a training by iterations are of epoch 0."""
+    options = {'train_cfg': train_cfg}
+    if hook is not None:
+        options['default_hooks.logger'] = hook
+    plan = read_plan(write_plan(root, methods=TWO[1:], options=options), root)
+    settings = resolve(plan, Run(plan.points[0], 1e-3, 0), root)
+    logger = (settings.cfg.get('default_hooks') or {}).get('logger') or {}
+    assert logger.get('log_metric_by_epoch', True) == by_epoch
+    assert not logger or logger['type'] == 'LoggerHook'
+    rows = [dict(options=settings.options)]
+    assert unit(rows) == ('epochs' if by_epoch else 'iterations')
 
 
 def test_epochs_shorten_the_schedules_that_last_as_long(root):

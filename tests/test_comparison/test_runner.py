@@ -204,7 +204,7 @@ def test_a_metric_that_nobody_logs_is_named_beside_those_logged(root):
     failed, rows = compare(
         root, methods=TWO[1:], seeds=[0], metric='coco/bbox_mAP')
     assert failed == 1
-    assert "no 'coco/bbox_mAP', but accuracy/top1, step" in rows[0]['error']
+    assert "no 'coco/bbox_mAP', but accuracy/top1, accuracy/top5" in rows[0]['error']
 
 
 def test_a_killed_training_goes_on_from_its_checkpoint(root):
@@ -218,6 +218,37 @@ def test_a_killed_training_goes_on_from_its_checkpoint(root):
     assert calls(root) == [
         'train 0.001 0', 'train 0.001 0 --resume', 'test 0.001 0'
     ]
+
+
+def test_a_training_that_stopped_early_is_not_done_once_more(root):
+    plan = dict(methods=TWO[1:], seeds=[0],
+                options={'behaviour.die_at': 1, 'behaviour.stop_at': 1})
+    compare(root, **plan)
+    assert compare(root, **plan)[0] == 0
+    assert calls(root) == [
+        'train 0.001 0', 'train 0.001 0 --resume', 'test 0.001 0'
+    ]
+
+
+@pytest.mark.parametrize('is_beside', [False, True])
+def test_another_metric_is_measured_and_not_taken_for_the_first(
+        root, is_beside):
+    plan = dict(methods=TWO[1:], seeds=[0])
+    first = compare(root, **plan)[1]
+    calls(root)
+    if is_beside:  # another plan with the same runs, and its own folder
+        (root / 'out').rename(root / 'beside')
+    second = compare(root, **plan, metric='accuracy/top5')[1]
+    assert calls(root) == ['train 0.001 0 --resume', 'test 0.001 0']
+    for before, after in zip(first, second):
+        assert after['metric'] == 'accuracy/top5'
+        assert after['id'] == before['id']
+        for key in ('value', 'val_value'):
+            assert after[key] == before[key] + 5
+        assert after['wall_s'] > before['wall_s']
+    kept = root / 'work/replaced_results.json'
+    assert is_beside or [r['metric'] for r in json.loads(
+        kept.read_text())['rows']] == ['accuracy/top1']
 
 
 CUT_SHORT = '{"loss": 1.0, "tim'
@@ -395,3 +426,17 @@ def test_dry_run_names_what_is_to_come(root):
     assert lines[-1] == ('A b0, seeds 0, 1: at the rate that the search '
                          'chooses')
     assert calls(root) == [] and not (root / 'out').exists()
+
+
+def test_a_method_whose_search_found_no_rate_is_not_to_come(root):
+    plan = read_plan(write_plan(root, methods=TWO[:1]), root)
+    comparison = Comparison(plan, root, 'work', 'out')
+    assert comparison.num_runs == len(RATES) + 1
+    for run, _ in list(comparison.tasks()):
+        comparison.row(run).update(
+            status='finished', trained=True, val_value=math.nan)
+    lines = list(comparison.outline())
+    assert len(lines) == len(RATES) + 1
+    assert lines[-1] == ('A b0, seeds 0, 1: not run, for the search has found '
+                         'no rate')
+    assert comparison.num_runs == len(RATES)

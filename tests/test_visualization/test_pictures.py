@@ -61,6 +61,14 @@ def test_the_curve_is_drawn_from_the_log(tmp_path):
     assert Image.open(path).size[0] > 500
 
 
+def test_a_line_that_was_cut_short_is_passed_over(tmp_path):
+    _log(tmp_path / 'a', [3., 2., 1.])
+    log, = tmp_path.glob('a/*/vis_data/scalars.json')
+    whole = read_scalars(tmp_path / 'a')
+    log.write_text(log.read_text() + '\n{"step": 4, "lo')
+    assert read_scalars(tmp_path / 'a') == whole
+
+
 def test_a_work_dir_without_a_log_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
         read_scalars(tmp_path)
