@@ -28,6 +28,8 @@ from etta_mm.benchmark.measure import (Rival,  # noqa: E402
 from etta_mm.benchmark.methods import METHODS, methods_of  # noqa: E402
 from etta_mm.benchmark.report import write_report  # noqa: E402
 
+#: The method whose packages are not among those of etta_mm.
+PEER = 'hf_peft_lora'
 #: Stands for all methods, in a process that times them in turn.
 TOGETHER = 'together'
 
@@ -129,7 +131,8 @@ def fork(args, case: str, method: str, path: Path) -> str:
 
 def spawn(args, case: str, method: str, path: Path) -> str:
     """The same in a new process."""
-    command = [sys.executable, *sys.argv, '--worker', case, method,
+    chosen = ['--methods', *args.methods] if args.methods else []
+    command = [sys.executable, *sys.argv, *chosen, '--worker', case, method,
                str(path), str(time.time())]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = done.stderr.strip().splitlines()
@@ -153,7 +156,7 @@ def main():
         case, method, path, started = args.worker
         work(args, case, method, Path(path), float(started))
         return
-    if args.fork:
+    if args.fork and PEER in (args.methods or METHODS):
         peers.preload()
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,15 +172,23 @@ def main():
                       run.get('error', 'done') +
                       f' ({time.perf_counter() - begin:.0f} s)', flush=True)
             if args.together:
-                times = run_apart(args, name, TOGETHER, folder / '.run.json')
-                for run in runs[-len(methods):]:
-                    run.update(
-                        times.get(run['method'], dict(error=times.get('error')))
-                    )
+                add_times(args, runs[-len(methods):], folder / '.run.json')
         report = write_report(by_method(runs), described, folder)
     (folder / '.run.json').unlink(missing_ok=True)
     print(report.read_text())
     print(f'written: {report}')
+
+
+def add_times(args, runs: list, path: Path) -> None:
+    """Time together the methods of a case that have run by themselves."""
+    able = [run for run in runs if 'error' not in run]
+    if not able:
+        return
+    chosen = argparse.Namespace(**vars(args))
+    chosen.methods = [run['method'] for run in able]
+    times = run_apart(chosen, able[0]['case'], TOGETHER, path)
+    for run in able:
+        run.update(times.get(run['method'], dict(error=times.get('error'))))
 
 
 def by_method(runs: list) -> list:

@@ -20,6 +20,8 @@ INFERENCE_BATCHES = (1, 8)
 #: Steps until all that a step needs is there: the optimizer's state comes with
 #: the first.
 MEMORY_STEPS = 2
+#: More than the layers of all methods together have kinds.
+MAX_GRAPHS = 250
 
 
 class Clock:
@@ -104,17 +106,28 @@ def measure(case: Case,
     return result
 
 
-def compile_parts(model: nn.Module) -> None:
+def compile_parts(model: nn.Module, **kwargs) -> None:
     """Compile what can be compiled whole: the layers of an OpenMMLab model
-    and its convolutional backbone, or a peer's model."""
+    and its convolutional backbone, or a peer's model.
+
+    All of a process are one function to the compiler, which after a few graphs
+    of one would run the others as they are and say so in a log alone: it may
+    make many, and then ends in an error.
+
+    Args:
+        model (nn.Module): Compiled in place.
+        **kwargs: Those of ``torch.compile``.
+    """
+    torch._dynamo.config.recompile_limit = MAX_GRAPHS
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     layers = list(transformer_layers(model))
     for layer in layers:
-        layer.compile()
+        layer.compile(**kwargs)
     backbone = getattr(model, 'backbone', None)
     if not layers:
-        model.compile()
+        model.compile(**kwargs)
     elif not any(True for _ in transformer_layers(backbone)):
-        backbone.compile()
+        backbone.compile(**kwargs)
 
 
 def _peak(device: str) -> int:

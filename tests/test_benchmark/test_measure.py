@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from hosts import backward_kinds
+from mmcv.cnn.bricks.transformer import FFN
+from torch import nn
 
 from etta_mm.benchmark import count_flops
 from etta_mm.benchmark.cases import Case
-from etta_mm.benchmark.measure import Rival, measure, time_in_turn
+from etta_mm.benchmark.measure import (Rival, compile_parts, measure,
+                                       time_in_turn)
 from etta_mm.benchmark.memory import freed_memory_returned
 from etta_mm.benchmark.methods import METHODS
 from etta_mm.benchmark.report import PARTS
@@ -99,17 +102,51 @@ def test_rivals_take_turns_forwards_and_backwards():
         assert {b: len(t) for b, t in found['latency_s'].items()} == {1: 2, 8: 2}
 
 
-def test_the_tool_times_methods_together(tmp_path):
+class Layer(nn.Module):
+    """What holds a feed-forward network."""
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        self.ffn = FFN(dims, 8)
+
+    def forward(self, x):
+        return self.ffn(x)
+
+
+def test_every_layer_is_compiled_however_many_there_are():
+    """And not only the first eight, as by default."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(
+            recompile_limit=8, fail_on_recompile_limit_hit=False):
+        for dims in range(4, 16):
+            host = nn.ModuleDict(dict(
+                layers=nn.ModuleList([Layer(dims)]), backbone=nn.Identity()))
+            compile_parts(host, backend=backend, dynamic=False)
+            host['layers'][0](torch.rand(2, 3, dims))
+    torch._dynamo.reset()
+    assert len(graphs) == 12
+
+
+def test_the_tool_times_together_what_does_not_fail(tmp_path):
+    """peft's ViT takes square images only."""
     root = Path(__file__).parents[2]
     subprocess.run([
         sys.executable, root / 'tools/benchmark.py', '--cases', 'vit_b16',
-        '--methods', 'base', 'etta', '--image-size', '32', '--batch', '1',
-        '--steps', '2', '--warmup', '0', '--rounds', '1', '--device', 'cpu',
-        '--fork', '--together', '--out', tmp_path
+        '--methods', 'base', 'hf_peft_lora', 'etta', '--image-size', '32',
+        '48', '--batch', '1', '--steps', '2', '--warmup', '0', '--rounds', '1',
+        '--device', 'cpu', '--fork', '--together', '--out', tmp_path
     ], check=True, cwd=tmp_path)  # yapf: disable
     runs = json.loads((tmp_path / 'benchmark.json').read_text())['runs']
-    assert [run['method'] for run in runs] == ['base', 'etta']
-    for run in runs:
+    runs = {run['method']: run for run in runs}
+    assert 'square images' in runs.pop('hf_peft_lora')['error']
+    assert list(runs) == ['base', 'etta']
+    for run in runs.values():
         assert 'error' not in run
         assert len(run['forward_s']) == len(run['latency_s']['8']) == 2
         assert run['peak_bytes'] > run['weight_bytes']
