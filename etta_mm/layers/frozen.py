@@ -6,9 +6,10 @@ this module in place.
 """
 from functools import lru_cache
 
+from mmcv.ops import SyncBatchNorm
 from torch import nn
 from torch.jit import ScriptModule
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 
 
@@ -40,8 +41,16 @@ class FrozenBatchNorm3d(FrozenStatistics, nn.BatchNorm3d):
     """``nn.BatchNorm3d`` in eval for good."""
 
 
-class FrozenSyncBatchNorm(FrozenStatistics, nn.SyncBatchNorm):
-    """``nn.SyncBatchNorm`` in eval for good."""
+class FrozenSyncBatchNorm(FrozenStatistics, _BatchNorm):
+    """``nn.SyncBatchNorm``, or mmcv's, in eval for good.
+
+    In eval nothing is synchronised. It is none of the two any more, since
+    mmengine's Runner puts plain norms, which would move, in the place of
+    those that are wherever there is one process.
+    """
+
+    def _check_input_dim(self, input) -> None:
+        """Any number of dimensions."""
 
 
 class FrozenInstanceNorm2d(FrozenStatistics, nn.InstanceNorm2d):
@@ -49,6 +58,8 @@ class FrozenInstanceNorm2d(FrozenStatistics, nn.InstanceNorm2d):
 
 
 _FROZEN = {cls.__mro__[2]: cls for cls in FrozenStatistics.__subclasses__()}
+_FROZEN.update(
+    dict.fromkeys((nn.SyncBatchNorm, SyncBatchNorm), FrozenSyncBatchNorm))
 
 
 @lru_cache(maxsize=None)

@@ -28,8 +28,11 @@ def guard_loading(model: nn.Module, trained: List[str]) -> None:
         model (nn.Module): A tuned model.
         trained (list[str]): Names of what is trained in full.
     """
+    trained = frozenset(trained)
+    buffers = (name for name, _ in model.named_buffers(remove_duplicate=False))
+    trained |= {n for n in buffers if n.rpartition('.')[0] in trained}
     handle = model.register_load_state_dict_pre_hook(
-        partial(check_state_dict, trained=frozenset(trained)))
+        partial(check_state_dict, trained=trained))
     # Before the host's own hooks, which drop what the host makes itself.
     model._load_state_dict_pre_hooks.move_to_end(handle.id, last=False)
     model.tuners_loaded, model.other_shapes = False, []

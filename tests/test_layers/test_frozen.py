@@ -5,6 +5,8 @@ import pickle
 import pytest
 import torch
 from mmcv.cnn.bricks.transformer import FFN
+from mmcv.ops import SyncBatchNorm
+from mmengine.model import revert_sync_batchnorm
 from torch import nn
 from torch.testing import assert_close
 
@@ -66,6 +68,26 @@ def test_what_the_class_of_a_norm_adds_stays(norm):
     assert_close(model.norm.running_mean, statistics, **EXACT)
     with disable_tuning(model):
         assert_close(model(x), expected, **EXACT)
+
+
+@pytest.mark.parametrize('norm', [nn.SyncBatchNorm, SyncBatchNorm])
+def test_a_frozen_norm_stays_so_where_nothing_is_synchronised(
+        norm, monkeypatch):
+    """mmengine's Runner takes synchronised norms out in one process."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda group: 1)
+    plain, x = Net(nn.BatchNorm2d), torch.randn(2, 3, 8, 8)
+    for tensor in (*plain.norm.parameters(), plain.norm.running_mean):
+        nn.init.normal_(tensor)
+    model = Net(norm)
+    model.load_state_dict(plain.state_dict())
+    expected = plain.eval()(x)
+    apply_tuning(model, dict(train=['ffn']))
+    before = copy.deepcopy(model.state_dict())
+    model = revert_sync_batchnorm(model).train()
+    assert not model.norm.training
+    assert_close(model(x), expected)
+    assert_close(model.state_dict(), before, **EXACT)
 
 
 @pytest.mark.parametrize('copied', [

@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 from hosts import HOSTS, classifier_config, randomise, rev_vit, vit_config
+from mmcv.cnn.bricks.transformer import FFN
 from mmdet.models import SwinTransformer
 from mmdet.models.dense_heads import MaskFormerHead
 from mmengine.registry import DefaultScope
@@ -200,6 +201,29 @@ def test_what_is_trained_in_full_may_be_absent_and_what_is_frozen_not():
     del state['backbone.cls_token']
     with pytest.raises(KeyError, match='1 are missing .backbone.cls_token'):
         load_state_dict(model, state)
+
+
+class Counting(nn.Module):
+    """A host whose head has buffers: a norm, and a count by class."""
+
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.ffn = FFN(8, 8)
+        self.head = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, num_classes))
+        self.head.register_buffer('counts', torch.zeros(num_classes))
+
+
+def test_buffers_of_what_is_trained_may_be_absent_or_of_another_shape():
+    model = apply_tuning(Counting(), dict(TUNING, train=['head']))
+    state = Counting(num_classes=5).state_dict()
+    load_state_dict(model, dict(state))
+    assert [name for name, _, _ in model.other_shapes] == [
+        'head.counts', 'head.1.weight', 'head.1.bias']
+    load_state_dict(model, {k: v for k, v in state.items()
+                            if not k.startswith('head.')})
+    model = apply_tuning(Counting(), TUNING)  # a head that is frozen
+    with pytest.raises(ValueError, match='head.counts .5,. where .3,.'):
+        load_state_dict(model, dict(state))
 
 
 # ------------------------------------------------------------------ MaskFormer
