@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from hosts import HOSTS, classifier_config, randomise
+from mmdet.models import GroundingDINO
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS as ROOT
@@ -133,6 +134,11 @@ def test_a_padding_mask_matters():
         masked, plain = module(**inputs), module(inputs['images'])
     assert_close(masked[0][0], plain[0][0], **ROUNDING)  # is not padded
     assert (masked[0][1] - plain[0][1]).abs().max() > 1e-3
+
+
+def test_a_detector_that_takes_a_text_is_refused():
+    with pytest.raises(TypeError, match='GroundingDINO cannot be exported'):
+        exportable(GroundingDINO.__new__(GroundingDINO))
 
 
 def test_an_exportable_classifier_gives_the_scores_of_its_predictions():

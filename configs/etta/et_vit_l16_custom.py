@@ -24,5 +24,5 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(topk=(1, ))
 test_evaluator = val_evaluator
-# The warm-up is an epoch, however many images that is.
+# The warm-up is an epoch, however many images that is (but two batches at least).
 param_scheduler = [{{_base_.epoch_warmup}}, {{_base_.cosine}}]

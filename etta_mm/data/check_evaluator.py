@@ -34,12 +34,8 @@ def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
         ValueError: If it annotates other data, or a ``topk`` is larger than the
             number of classes.
     """
-    if isinstance(evaluator, dict):
-        evaluator = evaluator.get('metrics', evaluator)
-    metrics = evaluator if isinstance(evaluator,
-                                      (list, tuple)) else [evaluator]
     inside = [unread(leaf) for leaf, _ in leaves(dataset)]
-    for metric in metrics:
+    for metric in _metrics(evaluator):
         if len(inside) == 1:
             _check_topk(metric, classes_of(inside[0]), name)
         if not (isinstance(metric, dict)
@@ -60,6 +56,46 @@ def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
             # pycocotools asks for it where it compares boxes.
             check_keys(content, 'annotations', ('iscrowd', ),
                        metric['ann_file'], name)
+
+
+def check_save_best(hooks: Optional[dict], evaluator) -> None:
+    """Check the names of the metrics by which the best checkpoint is kept.
+
+    A run would end at its first validation where none is called so.
+
+    Args:
+        hooks (dict, optional): ``default_hooks`` of a config.
+        evaluator (dict | list[dict]): ``val_evaluator`` of the config.
+
+    Raises:
+        ValueError: If a name does not begin as any metric's do.
+    """
+    names = ((hooks or {}).get('checkpoint') or {}).get('save_best') or ()
+    prefixes = set()
+    for metric in _metrics(evaluator):
+        host = found_type(metric, METRICS) if isinstance(metric, dict) else None
+        if host is None:  # what is not known may have any names
+            return
+        prefix = metric.get('prefix') or getattr(host, 'default_prefix', None)
+        if prefix is None:
+            return
+        prefixes.add(f'{prefix}/')
+    for best in [names] if isinstance(names, str) else names:
+        if prefixes and best != 'auto' and not best.startswith(tuple(prefixes)):
+            raise ValueError(
+                f'default_hooks.checkpoint.save_best={best!r}: what '
+                'val_evaluator measures has names that begin with '
+                f'{" or ".join(sorted(prefixes))}. Write one of these, or '
+                "'auto' for the first that there is.")
+
+
+def _metrics(evaluator) -> list:
+    if isinstance(evaluator, dict):
+        evaluator = evaluator.get('metrics', evaluator)
+    if evaluator is None:
+        return []
+    return list(evaluator) if isinstance(evaluator,
+                                         (list, tuple)) else [evaluator]
 
 
 def _is_coco(metric: dict) -> bool:

@@ -141,6 +141,11 @@ def _harmless() -> list:
     return types + [type(np.dtype(kind)) for kind in kinds]
 
 
+#: What a device says that is not here or full, whatever the file.
+OF_DEVICE = re.compile(
+    r'Attempting to deserialize|CUDA (error|out of memory)|^NCCL')
+
+
 @contextmanager
 def weights_only():
     """Make every ``torch.load`` inside take harmless types alone."""
@@ -175,8 +180,8 @@ def _guarded(load: Callable) -> Callable:
                     loaded = load(
                         filename, map_location=map_location, **kwargs)
         except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-            if 'Attempting to deserialize' in str(error):
-                raise  # on a device that is not here
+            if OF_DEVICE.search(str(error)):
+                raise
             raise _refusal(filename, error) from error
         state = loaded
         if isinstance(loaded, dict):

@@ -5,9 +5,7 @@ import warnings
 from collections import OrderedDict
 from typing import Optional, Sequence
 
-from mmdet.models.losses import FocalLoss
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.model import BaseTTAModel
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
@@ -17,9 +15,13 @@ from ..data.classes import common_classes
 from ..layers.frozen import FrozenStatistics
 from ..tuners import Tuner
 from .base_weights import allow_pickle
+from .check_device import check_device
+from .check_host import check_hosts
 from .check_strategy import check_strategy
 from .config import type_name
 from .meta_model import build_on_meta
+from .launch import is_first_of_machine
+from .new_parts import drop_new
 from .tuned_checkpoint import tuned_roots
 from .tuned_file import plain_metainfo
 from .tuned_fit import check_classes
@@ -30,6 +32,15 @@ UNCHECKED = ('model and checkpoint are not compared before the run, which takes 
              'a model without its numbers: {}')
 #: Types of ``init_cfg`` that load a checkpoint, by name and by class.
 LOADED = {'Pretrained', 'PretrainedInit'}
+#: Switches of mmengine that break a tuned model, and why.
+SWITCHES = dict(
+    activation_checkpointing=(
+        'checkpoints layers whose inputs need no gradient, as those of a frozen '
+        'base, so that no tuner would be trained. Leave it out and set with_cp '
+        'of the tuned host.'),
+    efficient_conv_bn_eval=(
+        'traces the backbone with the weights that it has before load_from, '
+        'and keeps them. Leave it out: frozen norms are folded as it is.'))
 #: What mmengine's Runner resumes from, beside the weights.
 RESUMED = ('meta', 'message_hub', 'optimizer')
 #: As torch says it of a tensor whose shape is another than the model's.
@@ -57,21 +68,24 @@ def check_model(cfg: Config, is_whole: bool = False) -> None:
             to False.
 
     Raises:
-        ValueError: If the tuning, the base, the strategy or the precision does
-            not fit.
+        ValueError: If the tuning or its place, the base, the strategy or the
+            precision does not fit, or mmcv lacks the ops of the device.
     """
+    check_hosts(cfg)
     model = _without_numbers(cfg)
     if model is None:
         return
     is_tuned = any(isinstance(module, Tuner) for module in model.modules())
     check_strategy(cfg, is_tuned)
-    _check_precision(model, cfg)
-    _check_norms(model, cfg)
+    check_device(model, cfg)
+    _check_switches(model, cfg)
     path: Optional[str] = cfg.get('full_from', cfg.get('load_from'))
     if path is None:
         # a tuned checkpoint asks for its base when it is loaded
         if (is_tuned or is_whole) and cfg.get('tuned_from') is None:
             _warn_of_no_base(model)
+    elif '://' in str(path) and not is_first_of_machine(cfg):
+        return  # each would fetch it; with the run's group the first does
     elif is_tuned or is_whole:
         allow_pickle(bool(cfg.get('allow_pickle', False)))
         _check_base(model, path, is_whole, bool(cfg.get('resume')),
@@ -117,31 +131,23 @@ def _classes(cfg: Config) -> Optional[Sequence[str]]:
             return None
 
 
-def _check_precision(model: nn.Module, cfg: Config) -> None:
-    if get_device() != 'cuda':
-        return
-    wrapper = cfg.get('optim_wrapper') or {}
-    if (type_name(wrapper) == 'AmpOptimWrapper'
-            and wrapper.get('dtype') == 'bfloat16' and any(
-                isinstance(module, FocalLoss) and module.use_sigmoid
-                and not module.activated for module in model.modules())):
-        raise ValueError(
-            "optim_wrapper.dtype='bfloat16': this model's FocalLoss is mmcv's "
-            'op, which CUDA has for float16 and float32 only. Leave dtype out '
-            'for float16, or --amp for float32.')
-
-
-def _check_norms(model: nn.Module, cfg: Config) -> None:
+def _check_switches(model: nn.Module, cfg: Config) -> None:
+    """Refuse what mmengine would do to a tuned model behind its back."""
     frozen = [
         name for name, module in model.named_modules()
         if isinstance(module, FrozenStatistics)
     ]
-    kind = cfg.get('sync_bn') or (cfg.get('strategy') or {}).get('sync_bn')
+    strategy = cfg.get('strategy') or {}
+    kind = cfg.get('sync_bn') or strategy.get('sync_bn')
     if kind and frozen:
         raise ValueError(
             f'sync_bn={kind!r} would put norms with moving statistics '
             f'in the place of {len(frozen)} frozen ones ({frozen[0]}, ...). '
             'Leave it out: what is frozen needs no synchronising.')
+    for key, why in SWITCHES.items():
+        value = cfg.get(key) or strategy.get(key)
+        if value and tuned_roots(model):
+            raise ValueError(f'{key}={value!r} {why}')
 
 
 def _check_base(model: nn.Module,
@@ -162,7 +168,7 @@ def _check_base(model: nn.Module,
         if hasattr(state, '_metadata'):  # by which hosts know what to rename
             weights._metadata = state._metadata
         if not is_whole:
-            _drop_new(model, weights)
+            drop_new(model, weights)
         with warnings.catch_warnings():  # of copies to meta that do nothing
             warnings.simplefilter('ignore')
             absent = model.load_state_dict(weights, strict=False)
@@ -183,18 +189,6 @@ def _check_base(model: nn.Module,
         _raise_ours(error, repr(str(path)) if is_whole
                     else f'load_from={str(path)!r}')
         warnings.warn(UNCHECKED.format(error))
-
-
-def _drop_new(model: nn.Module, weights: dict) -> None:
-    """Leave out what has another shape in the base, is trained and outside of
-    all that is tuned, such as the head of a classifier: where a tuned module
-    passes over it by itself, torch would end here, as mmengine does not."""
-    tuned = tuple(f'{name}.' if name else '' for name in tuned_roots(model))
-    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
-    for key, tensor in model.state_dict().items():
-        if (key in weights and weights[key].shape != tensor.shape
-                and key not in frozen and not key.startswith(tuned)):
-            del weights[key]
 
 
 def _check_shapes(path: str, found: list) -> None:

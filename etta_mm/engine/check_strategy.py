@@ -18,7 +18,8 @@ def check_strategy(cfg: Config, is_tuned: bool) -> None:
     Raises:
         ValueError: If the run would ignore it, or it would not work.
     """
-    flexible = cfg.get('runner_type') == 'FlexibleRunner'
+    runner = cfg.get('runner_type')
+    flexible = getattr(runner, '__name__', runner) == 'FlexibleRunner'
     strategy = cfg.get('strategy')
     if strategy is not None and not flexible:
         raise ValueError(

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from mmcv.ops import MultiScaleDeformableAttention
 from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
-from mmdet.models.detectors import DeformableDETR, DetectionTransformer
+from mmdet.models.detectors import (DeformableDETR, DetectionTransformer,
+                                    GroundingDINO)
 from mmpretrain.models.classifiers import ImageClassifier
 from mmpretrain.models.heads import MultiLabelClsHead
 from torch import Tensor, nn
@@ -211,13 +212,15 @@ def exportable(model: nn.Module) -> nn.Module:
         nn.Module: :class:`ExportedClassifier` or :class:`ExportedDetector`.
 
     Raises:
-        TypeError: If it is neither.
+        TypeError: If it is neither, or takes a text besides images.
     """
     if isinstance(model, ImageClassifier):
         return ExportedClassifier(model)
-    if isinstance(model, DetectionTransformer):
+    if isinstance(model, DetectionTransformer) and not isinstance(
+            model, GroundingDINO):  # which takes a text besides
         return ExportedDetector(model)
     raise TypeError(
         f'{type(model).__name__} cannot be exported: what can be are '
         "mmpretrain's ImageClassifier and mmdet's DetectionTransformer "
-        '(DETR, Deformable DETR and what inherits from them)')
+        '(DETR, Deformable DETR and what inherits from them, but Grounding '
+        'DINO, which takes a text besides images)')

@@ -22,7 +22,7 @@ from rich.progress import track
 
 from .media import (DRAWN, PREDICTED, VideoWriter, check_targets, find_images,
                     is_video, open_video, read_image, write_json_list)
-from .task import CLASSIFICATION, DETECTION, task_scope
+from .task import CLASSIFICATION, DETECTION, colours, task_scope
 
 #: Smaller pictures are enlarged before a class is written on them, to this
 #: length of the short side in pixels.
@@ -43,6 +43,8 @@ class DetectionPredictor:
     def __init__(self, config: str, weights: str, device: str) -> None:
         self.inferencer = DetInferencer(
             config, weights, device=device, show_progress=False)
+        meta = self.inferencer.visualizer.dataset_meta
+        meta['palette'] = colours(meta) or meta.get('palette')
 
     def predict(self, images: List[np.ndarray]) -> list:
         """Predict a batch.

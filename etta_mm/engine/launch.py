@@ -41,6 +41,17 @@ RANK_VARIABLES = dict(
          'OMPI_COMM_WORLD_SIZE'))
 
 
+def is_first_of_machine(cfg: Config) -> bool:
+    """Whether this process does what is done once a machine.
+
+    Args:
+        cfg (Config): The config of the run, which names its launcher.
+    """
+    launcher = cfg.get('launcher', 'none')
+    return launcher == 'none' or int(
+        os.environ.get(RANK_VARIABLES[launcher][1], 0)) == 0
+
+
 def build_runner(cfg: Config) -> Runner:
     """Build the Runner, or what ``runner_type`` names.
 

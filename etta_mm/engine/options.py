@@ -30,14 +30,15 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import find_latest_checkpoint
 
 from etta_mm.data.check import check_dataset
-from etta_mm.data.check_evaluator import check_evaluator
+from etta_mm.data.check_evaluator import (check_evaluator,
+                                          check_save_best)
 from etta_mm.data.check_num_classes import (check_num_classes, check_one_hot,
                                             check_same_classes)
 from etta_mm.data.file import check_file, check_folder_writable
 
 from .check_model import check_model
 from .config import merge_options, type_name
-from .launch import RANK_VARIABLES
+from .launch import RANK_VARIABLES, is_first_of_machine
 from .task import draw, dump_predictions, set_loaders
 from .training_state import state_path
 from .tuned_file import is_tuned
@@ -275,10 +276,8 @@ def _is_tuned(path: str) -> bool:
 
 def _check_data(cfg: Config, *splits: str) -> None:
     """Check data sets and metrics, once a machine: disks may differ."""
-    if cfg.launcher != 'none':
-        local_rank = RANK_VARIABLES[cfg.launcher][1]
-        if int(os.environ.get(local_rank, 0)) != 0:
-            return
+    if not is_first_of_machine(cfg):
+        return
     datasets = {}
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         for split in splits:
@@ -294,4 +293,5 @@ def _check_data(cfg: Config, *splits: str) -> None:
             check_evaluator(
                 cfg.get(f'{split}_evaluator'), f'{split}_evaluator', dataset)
         if len(datasets) > 1:
+            check_save_best(cfg.get('default_hooks'), cfg.get('val_evaluator'))
             check_same_classes(*datasets.values())

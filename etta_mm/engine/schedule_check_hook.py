@@ -15,6 +15,8 @@ class ScheduleCheckHook(Hook):
     A cosine that has ended leaves the rest of the training without a rate; one
     that has not, stops in the middle; a warm-up that was made for a large data
     set may be longer than all epochs of a small one. mmengine says nothing.
+    A warm-up of a single step, such as an epoch of one batch, is an error: the
+    rate never comes back from where it starts.
     """
 
     def before_train(self, runner) -> None:
@@ -22,12 +24,33 @@ class ScheduleCheckHook(Hook):
 
         Args:
             runner (Runner): The runner of the training.
+
+        Raises:
+            ValueError: If a warm-up has one step.
         """
         schedules = runner.param_schedulers
         if isinstance(schedules, dict):  # of several optimizers
             schedules = [s for group in schedules.values() for s in group]
+        for schedule in schedules or []:
+            _check_warm_up(schedule)
         for text in _mismatches(runner.train_loop, schedules or []):
             runner.logger.warning(text)
+
+
+def _is_warm_up(schedule) -> bool:
+    return (isinstance(schedule, LinearParamScheduler)
+            and schedule.start_factor < schedule.end_factor)
+
+
+def _check_warm_up(schedule) -> None:
+    if _is_warm_up(schedule) and schedule.end - schedule.begin == 1:
+        unit = 'epoch' if schedule.by_epoch else 'iteration'
+        raise ValueError(
+            f'The warm-up ({type(schedule).__name__}) is one {unit} long, and '
+            f'mmengine would leave the rate at {schedule.start_factor:g} of '
+            'what it is meant to be for all of the training. Set its end to 2 '
+            'or more; where it counts epochs (convert_to_iter_based=True) and '
+            'an epoch is one batch, to 2 epochs.')
 
 
 def _mismatches(loop, schedules: list) -> Iterator[str]:
@@ -47,9 +70,8 @@ def _mismatches(loop, schedules: list) -> Iterator[str]:
                 yield (f'{name} ends at {end} of {total} {unit}: {what}. Set '
                        'its T_max and end to the length of the training '
                        '(train_cfg.max_epochs or max_iters).')
-        elif isinstance(schedule, LinearParamScheduler) and (
-                schedule.start_factor < schedule.end_factor
-                and total < 2 * (schedule.end - schedule.begin)):
+        elif (_is_warm_up(schedule)
+              and total < 2 * (schedule.end - schedule.begin)):
             yield (f'The warm-up ({name}) is {schedule.end - schedule.begin} '
                    f'{unit} long, and the training {total}: the learning rate is '
                    'below what it is meant to be for most of it. Set a '

@@ -14,17 +14,19 @@ Source: mmengine 0.10.12 (OneDL) `_strategy/fsdp.py`.
 import copy
 import re
 from pathlib import Path
-from typing import Iterator, Optional, Tuple
+from typing import Callable, Iterator, Optional, Tuple
 
 import torch
 from mmengine._strategy import BaseStrategy
 from mmengine._strategy.fsdp import FSDPStrategy
 from mmengine.dist import is_main_process
+from mmengine.logging import print_log
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import STRATEGIES
 from torch import Tensor, nn
 
 from .atomic import appearing_whole
+from .new_parts import drop_new
 from .sharded_model import plain_name
 from .wrapper import unwrapped
 
@@ -150,6 +152,36 @@ class ETFSDPStrategy(FSDPStrategy):
         model.load_state_dict(state_dict, strict=False, assign=True)
         return model
 
+    def load_checkpoint(self,
+                        filename: str,
+                        *,
+                        map_location='cpu',
+                        callback: Optional[Callable] = None,
+                        **kwargs) -> dict:
+        """As the parent's, but on the CPU where no other device is asked for:
+        a resumed base may be too large for a GPU as a whole.
+
+        Args:
+            filename (str): The file. Weights alone will do.
+            map_location (str | Callable): Where to; 'default' is 'cpu'.
+            callback (Callable, optional): What may change the checkpoint.
+            **kwargs: The parent's.
+        """
+
+        def prepare(checkpoint: dict) -> None:
+            if 'state_dict' not in checkpoint:
+                weights = dict(checkpoint)
+                checkpoint.clear()
+                checkpoint['state_dict'] = weights
+            if callback is not None:
+                callback(checkpoint)
+
+        return super().load_checkpoint(
+            filename,
+            map_location='cpu' if map_location == 'default' else map_location,
+            callback=prepare,
+            **kwargs)
+
     def load_model_state_dict(
             self,
             state_dict: dict,
@@ -173,6 +205,11 @@ class ETFSDPStrategy(FSDPStrategy):
                 re.sub(pattern, replacement, key): value
                 for key, value in state_dict.items()
             }
+        new = drop_new(self.structure, state_dict)
+        if new:
+            print_log(
+                'trained in full and of another shape than in the checkpoint, '
+                f'so from its own start: {", ".join(new)}', 'current')
         given = {
             name: tensor
             for name, tensor in self.whole_model(state_dict).state_dict().

@@ -3,10 +3,11 @@ import inspect
 from typing import Optional
 
 import torch
+from mmdet.visualization.palette import get_palette
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 
-from etta_mm.data.unread import found_type
+from etta_mm.data.unread import found_type, leaves, unread
 
 DETECTION, CLASSIFICATION = 'mmdet', 'mmpretrain'
 
@@ -64,7 +65,33 @@ def draw(cfg: Config, show: bool, show_dir: Optional[str],
         hook.update(enable=True, interval=1, out_dir=show_dir)
     else:
         hook.update(draw=True, test_out_dir=show_dir)
+        _set_colours(cfg)
     hook.update(show=show, wait_time=wait_time)
+
+
+def colours(metainfo: dict) -> Optional[list]:
+    """A colour for each class, if the palette of a data set has too few.
+
+    A data set keeps the palette of its type, COCO's of 80 colours, whatever
+    its classes, and mmdet ends at the first object without a colour.
+
+    Args:
+        metainfo (dict): Of the data set.
+    """
+    number, palette = len(metainfo.get('classes') or ()), metainfo.get('palette')
+    if not isinstance(palette, list) or len(palette) >= number:
+        return None
+    return [tuple(map(int, c)) for c in get_palette('random', number)]
+
+
+def _set_colours(cfg: Config) -> None:
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        for leaf, name in leaves(cfg.test_dataloader.get('dataset')):
+            built = unread(leaf, name)
+            palette = None if built is None else colours(built.metainfo)
+            if palette is not None:
+                leaf['metainfo'] = dict(leaf.get('metainfo') or {},
+                                        palette=palette)
 
 
 def dump_predictions(cfg: Config, out: str) -> None:

@@ -57,6 +57,7 @@ class TrainingStateHook(Hook):
             random=self._before_val or random_state(),
             sampler_seed=getattr(_sampler(runner), 'seed', None),
             **self._position(runner, checkpoint['meta']),
+            gradient_scale=_gradient_scale(runner),
             gradients={
                 name: gradient.cpu()
                 for name, gradient in (_gradients(runner) if self._gradients is
@@ -127,10 +128,11 @@ class TrainingStateHook(Hook):
         start = getattr(runner.train_dataloader, 'worker_init_fn', None)
         if 'seed' in getattr(start, 'keywords', {}):
             start.keywords['seed'] = runner.seed
-        gradients = self._resumed['gradients']
+        gradients, scale = self._resumed['gradients'], _gradient_scale(runner)
+        scale /= self._resumed.get('gradient_scale', scale)
         for name, parameter in _trained(runner):
             if name in gradients:
-                parameter.grad = gradients[name].to(parameter, copy=True)
+                parameter.grad = scale * gradients[name].to(parameter)
 
     def before_train_epoch(self, runner) -> None:
         """Go on with the same random numbers.
@@ -194,6 +196,13 @@ def _gradients(runner) -> dict:
         name: p.grad.detach().clone()
         for name, p in _trained(runner) if p.grad is not None
     }
+
+
+def _gradient_scale(runner) -> float:
+    """What gradients are multiplied by while they are accumulated: in mixed
+    precision that of the loss."""
+    scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
+    return 1. if scaler is None else scaler.get_scale()
 
 
 def _schedules(checkpoint: dict) -> Iterator[dict]:

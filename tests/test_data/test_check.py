@@ -7,7 +7,7 @@ import pytest
 
 from etta_mm.data import CLASSES, annotations, make_glyphs
 from etta_mm.data.check import check_dataset
-from etta_mm.data.check_evaluator import check_evaluator
+from etta_mm.data.check_evaluator import check_evaluator, check_save_best
 from etta_mm.data.check_num_classes import (check_num_classes, check_one_hot,
                                             check_same_classes)
 from etta_mm.data.file import (check_config, check_file,
@@ -394,6 +394,7 @@ def test_the_readable_names_of_imagenet_need_no_folders_of_that_name(
         glyphs, tmp_path):
     for index in range(1000):
         (tmp_path / 'train' / f'n{index:08d}').mkdir(parents=True)
+    (tmp_path / 'train/n00000001/1.JPEG').touch()
     imagenet = dict(
         type='mmpretrain.ImageNet', data_root=str(tmp_path), split='train')
     check_dataset(imagenet)
@@ -491,6 +492,31 @@ def test_annotations_that_fit_nothing_are_an_error(coco, tmp_path, change):
     check_evaluator(dict(metric, format_only=True), dataset=tested)
 
 
+@pytest.fixture
+def mixed(tmp_path):
+    """Two classes, of which one has a picture that mmpretrain passes over."""
+    for file in ('cat/1.jpg', 'cat/2.JPG', 'cat/notes.txt', 'dog/deep/1.WebP'):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    return dict(type='mmpretrain.CustomDataset', data_root=str(tmp_path),
+                classes=['cat', 'dog'])
+
+
+def test_pictures_that_would_be_passed_over_are_an_error(mixed):
+    for dataset in (mixed, dict(mixed, classes=None, with_label=False)):
+        with pytest.raises(ValueError, match=r'x: 1 of the 4 files .*dog/deep/'
+                           r'1\.WebP.*\.jpg, .*x\.extensions'):
+            check_dataset(dataset, 'x')
+        check_dataset(dict(dataset, extensions=['.jpg', '.webp']), 'x')
+
+
+def test_a_folder_without_a_picture_is_an_error(mixed, tmp_path):
+    for file in tmp_path.glob('*/**/*.*'):
+        file.rename(file.with_suffix('.txt'))
+    with pytest.raises(FileNotFoundError, match='none of the 4 files.*data_root'):
+        check_dataset(mixed, 'x')
+
+
 @pytest.mark.parametrize('topk', [37, (1, 37)])
 def test_more_best_classes_than_there_are_is_an_error(folders, topk):
     metric = dict(type='mmpretrain.Accuracy', topk=topk)
@@ -500,6 +526,35 @@ def test_more_best_classes_than_there_are_is_an_error(folders, topk):
             check_evaluator(evaluator, 'x', folders)
     check_evaluator(dict(metric, topk=(1, 36)), 'x', folders)
     check_evaluator(metric, 'x')
+
+
+COCO = dict(type='mmdet.CocoMetric')
+TOP = dict(type='mmpretrain.Accuracy')
+
+
+@pytest.mark.parametrize('best, evaluator, begin', [
+    ('bbox_mAP', COCO, 'coco/'),
+    (['coco/bbox_mAP', 'mAP'], [COCO, TOP], 'accuracy/ or coco/'),
+    ('accuracy_top-1', dict(type='Evaluator', metrics=TOP), 'accuracy/'),
+    ('coco/bbox_mAP', dict(COCO, prefix='own'), 'own/'),
+])
+def test_a_best_checkpoint_by_what_nothing_measures_is_an_error(
+        best, evaluator, begin):
+    hooks = dict(checkpoint=dict(save_best=best))
+    with pytest.raises(ValueError, match=f'save_best=.*begin with {begin}[.]'):
+        check_save_best(hooks, evaluator)
+
+
+@pytest.mark.parametrize('best, evaluator', [
+    ('coco/bbox_mAP', COCO), ('auto', COCO), (None, COCO), (None, None),
+    ('coco/bbox_mAP', None), ('any', [COCO, dict(type='NotYetImported')]),
+    ('own/bbox_mAP', dict(COCO, prefix='own')),
+    (['accuracy/top1', 'coco/bbox_mAP_50'], [COCO, TOP]),
+])
+def test_a_best_checkpoint_by_what_may_be_measured_passes(best, evaluator):
+    check_save_best(dict(checkpoint=dict(save_best=best)), evaluator)
+    check_save_best(None, evaluator)
+    check_save_best(dict(checkpoint=None), evaluator)
 
 
 def test_a_metric_without_its_annotation_file_is_an_error(tmp_path):

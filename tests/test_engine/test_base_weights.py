@@ -378,3 +378,14 @@ def test_a_config_that_allows_pickles_does_so_for_the_tools_too():
     cfg.allow_pickle = True
     build_model(cfg)
     assert base_weights._is_allowed()
+
+
+@pytest.mark.parametrize('error', [
+    torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB'),
+    RuntimeError('CUDA error: device-side assert triggered')])
+def test_a_device_that_fails_does_not_make_a_file_damaged(error):
+    def load(filename, map_location=None):
+        raise error
+
+    with pytest.raises(type(error), match='^CUDA'):
+        base_weights._guarded(load)('base.pth')

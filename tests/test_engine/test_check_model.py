@@ -13,6 +13,7 @@ from torch import nn
 
 from etta_mm import count_parameters
 from etta_mm.engine import build_on_meta
+from etta_mm.engine import check_device
 from etta_mm.engine import check_model as module
 from etta_mm.engine.check_model import check_full, check_model
 from etta_mm.engine.convert import build_model
@@ -29,9 +30,37 @@ def config(name: str, **optim_wrapper) -> Config:
             optim_wrapper=optim_wrapper))
 
 
+def see_gpu(monkeypatch, built_for: str = '13.0') -> None:
+    """As on a machine with a GPU, for which mmcv is built, or not."""
+    monkeypatch.setattr(check_device, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(check_device.mmcv_ops, 'get_compiling_cuda_version',
+                        lambda: built_for)
+
+
+@pytest.mark.parametrize('name, loss', [
+    ('deformable', None), ('conditional_detr', None),
+    ('deformable', dict(type='CrossEntropyLoss')), ('detr', None)])
+def test_ops_that_mmcv_was_not_built_with_are_refused_on_a_gpu(
+        monkeypatch, name, loss):
+    cfg = config(name)
+    if loss is not None:  # the attention of a tuned model is of a class of ours
+        cfg.model.bbox_head.loss_cls = loss
+        cfg.model.tuning = dict(
+            attn=dict(type='ScaledPrefix', num_prefix=2))
+    check_model(cfg)  # without a GPU
+    see_gpu(monkeypatch)
+    check_model(cfg)
+    see_gpu(monkeypatch, 'not available')
+    if name == 'detr':
+        check_model(cfg)
+        return
+    with pytest.raises(ValueError, match='without CUDA.*CUDA_VISIBLE_DEVICES'):
+        check_model(cfg)
+
+
 def test_a_focal_loss_in_bfloat16_is_refused_on_a_gpu(monkeypatch):
     check_model(config('deformable', **BFLOAT16))  # CPU: mmdet's own loss
-    monkeypatch.setattr(module, 'get_device', lambda: 'cuda')
+    see_gpu(monkeypatch)
     with pytest.raises(ValueError, match="dtype='bfloat16'.*float16"):
         check_model(config('deformable', **BFLOAT16))
 
@@ -41,7 +70,7 @@ def test_a_focal_loss_in_bfloat16_is_refused_on_a_gpu(monkeypatch):
                                            ('deformable',
                                             dict(type='OptimWrapper'))])
 def test_what_has_a_kernel_is_not_refused(monkeypatch, name, changes):
-    monkeypatch.setattr(module, 'get_device', lambda: 'cuda')
+    see_gpu(monkeypatch)
     check_model(config(name, **dict(BFLOAT16, **changes)))
 
 
@@ -131,7 +160,7 @@ def test_a_model_that_cannot_be_checked_is_warned_of():
 
 def test_types_may_be_classes(monkeypatch):
     cfg = config('deformable', type=AmpOptimWrapper, dtype='bfloat16')
-    monkeypatch.setattr(module, 'get_device', lambda: 'cuda')
+    see_gpu(monkeypatch)
     with pytest.raises(ValueError, match="dtype='bfloat16'"):
         check_model(cfg)
     cfg = tuned()
@@ -285,3 +314,53 @@ def test_a_checkpoint_keeps_its_versions(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         check_model(cfg, is_whole=True)
+
+
+@pytest.mark.parametrize('model, words', [
+    (dict(type='DETR'), "model.tuning: a DETR takes .* model.type to 'ETDETR'"),
+    (dict(type='mmpretrain.ImageClassifier', backbone=dict()),
+     r'a ImageClassifier takes .* model\.backbone\.tuning'),
+    (dict(type='DDQDETR'), r'class ETDDQDETR\(TunedHost, DDQDETR\)'),
+])
+def test_tuning_where_nothing_takes_it_is_refused(model, words):
+    cfg = Config(dict(model=dict(model, tuning=dict(ffn=dict(type='LoRA'))),
+                      default_scope='mmdet'))
+    with pytest.raises(ValueError, match=words):
+        check_model(cfg)
+
+
+def test_a_backbone_that_takes_no_tuning_is_named_by_its_place():
+    backbone = dict(type='VisionTransformer', tuning=dict(ffn=dict()))
+    cfg = Config(dict(default_scope='mmpretrain', model=dict(
+        type='ImageClassifier', backbone=backbone)))
+    with pytest.raises(ValueError, match=r"model\.backbone\.tuning: a Vision"
+                       r".* model\.backbone\.type to 'ETVisionTransformer'"):
+        check_model(cfg)
+
+
+@pytest.mark.parametrize('place', [[], ['strategy']])
+@pytest.mark.parametrize('key, remedy', [
+    ('activation_checkpointing', 'with_cp'),
+    ('efficient_conv_bn_eval', 'folded as it is'),
+])
+def test_switches_of_mmengine_that_break_a_tuned_model_are_refused(
+        key, remedy, place):
+    cfg = tuned()
+    cfg.runner_type = 'FlexibleRunner'
+    cfg.merge_from_dict({'.'.join((*place, key)): ['backbone']})
+    with pytest.raises(ValueError, match=f'{key}=.*{remedy}'):
+        check_model(cfg)
+    cfg.model.tuning = None
+    check_model(cfg)
+
+
+def test_a_base_on_another_machine_is_looked_at_once_a_machine(monkeypatch):
+    looked = []
+    monkeypatch.setattr(module, '_check_base', lambda *args: looked.append(args))
+    for rank in ('0', '1'):
+        monkeypatch.setenv('LOCAL_RANK', rank)
+        for path in ('https://a.org/base.pth', 'here/base.pth'):
+            check_model(Config(dict(tuned(), launcher='pytorch',
+                                    load_from=path)))
+    assert [args[1] for args in looked] == [
+        'https://a.org/base.pth', 'here/base.pth', 'here/base.pth']

@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DATASETS, OPTIM_WRAPPERS, DefaultScope
 from mmengine.runner import find_latest_checkpoint, load_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -237,6 +238,58 @@ def test_schedules_of_another_length_than_the_training_are_named(
     log = log_of(tmp_path / 'run')
     assert ('T_max and end' in log or 'warm-up' in log) == bool(words)
     assert all(word in log for word in words), log
+
+
+@pytest.mark.parametrize('end, by_epoch', [(1, False), (1, True)])
+def test_a_warm_up_of_one_step_is_refused(base, tmp_path, end, by_epoch):
+    """The rate would stay where it starts."""
+    warm_up = dict(WARM_UP, end=end, by_epoch=by_epoch)
+    with pytest.raises(ValueError, match='for all of the training. Set its end'):
+        train(tmp_path / 'run', base, 2, param_scheduler=[warm_up])
+    made = train(tmp_path / 'again', base, 4,
+                 param_scheduler=[dict(warm_up, end=end + 1)])
+    assert made.optim_wrapper.get_lr()['lr'] == pytest.approx([0.05])
+
+
+class Scaler:
+    """As torch's for mixed precision, with a scale that stays."""
+
+    def get_scale(self):
+        return 2.**16
+
+
+@OPTIM_WRAPPERS.register_module()
+class Scaled(OptimWrapper):
+    """Gradients are those of the scaled loss until a step takes them, as in
+    mixed precision, which a CPU does not have."""
+    loss_scaler = Scaler()
+
+    def backward(self, loss, **kwargs):
+        super().backward(loss * self.loss_scaler.get_scale(), **kwargs)
+
+    def step(self, **kwargs):
+        for group in self.optimizer.param_groups:
+            for parameter in group['params']:
+                if parameter.grad is not None:
+                    parameter.grad /= self.loss_scaler.get_scale()
+        super().step(**kwargs)
+
+
+@pytest.mark.parametrize('before, after', [
+    ('Scaled', 'OptimWrapper'), ('OptimWrapper', 'Scaled'),
+    ('Scaled', 'Scaled')])
+def test_accumulated_gradients_fit_the_precision_that_goes_on(
+        base, tmp_path, before, after):
+    """A step takes what is left of an epoch with what is new."""
+    changes = [dict(optim_wrapper=dict(ACCUMULATION, type=kind))
+               for kind in (before, after)]
+    train(tmp_path / 'whole', base, EPOCHS,
+          optim_wrapper=ACCUMULATION)
+    train(tmp_path / 'run', base, EPOCHS, 2, **changes[0])
+    resume_pth(tmp_path / 'run', base, **changes[1])
+    found, expected = (checkpoint(tmp_path / name)['state_dict']
+                       for name in ('run', 'whole'))
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_resume_without_its_average_says_so(base, tmp_path):

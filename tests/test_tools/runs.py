@@ -127,7 +127,9 @@ def run_code(code: str, cwd: Path) -> subprocess.CompletedProcess:
 
 
 def _run(command: list, cwd: Path, env: dict) -> subprocess.CompletedProcess:
-    paths = [ROOT, Path(__file__).parent, os.environ.get('PYTHONPATH', '')]
+    here = Path(__file__).parent
+    paths = [here / 'without_peers', ROOT, here,
+             os.environ.get('PYTHONPATH', '')]
     env = dict(
         os.environ,
         PYTHONPATH=':'.join(str(p) for p in paths if str(p)),

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from mmdet.apis import DetInferencer
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
+from mmengine.structures import InstanceData
 from mmpretrain.apis import ImageClassificationInferencer
 from runs import (ROOT, classification_config, detection_config,
                   load_checkpoint, load_tool, run_code, save_base)
@@ -243,6 +245,20 @@ def test_nothing_is_drawn_above_the_highest_score(detector, images):
     sample, = predictor.predict([image])
     assert np.array_equal(predictor.draw(image, sample, 1.), image)
     assert not np.array_equal(predictor.draw(image, sample, 0.), image)
+
+
+def test_more_classes_than_colours_are_drawn(detector, images, tmp_path):
+    config, _, base = detector
+    names = [f'class {i}' for i in range(81)]
+    path = tmp_path / 'base.pth'
+    torch.save(dict(torch.load(base), meta=dict(
+        dataset_meta=dict(classes=names))), path)
+    predictor = DetectionPredictor(config, str(path), 'cpu')
+    image = mmcv.imread(str(images[0]))
+    found = DetDataSample(pred_instances=InstanceData(
+        bboxes=torch.tensor([[10., 10., 50., 60.]]),
+        scores=torch.tensor([0.9]), labels=torch.tensor([80])))
+    assert (predictor.draw(image, found, 0.5) != image).any()
 
 
 def test_the_demo_classifies_images_of_any_size(classifier, images, tmp_path):

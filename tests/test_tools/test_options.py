@@ -18,7 +18,7 @@ from etta_mm.engine import options
 from etta_mm.engine import save_base as save_base_weights
 from etta_mm.engine.convert import build_model
 from etta_mm.engine.launch import RANK_VARIABLES, build_runner
-from etta_mm.engine.task import dump_predictions, set_loaders, task_scope
+from etta_mm.engine.task import draw, dump_predictions, set_loaders, task_scope
 from etta_mm.models import ETDeformableDETR
 
 
@@ -532,3 +532,15 @@ def test_a_broken_safetensors_file_is_an_error(config, tmp_path):
     broken.write_bytes(b'0123456789')
     with pytest.raises(ValueError, match='tuned.safetensors.*intact'):
         check_test(config, broken, '--work-dir', tmp_path)
+
+
+@pytest.mark.parametrize('number, is_set', [(80, False), (81, True)])
+def test_each_class_has_a_colour_where_it_is_drawn(config, number, is_set):
+    """COCO's palette, which all of its kind inherit, has 80."""
+    cfg = Config.fromfile(config)
+    dataset = cfg.test_dataloader.dataset
+    names = tuple(f'class {i}' for i in range(number))
+    dataset.metainfo = dict(classes=names)
+    draw(cfg, show=False, show_dir='drawn', wait_time=0)
+    assert dataset.metainfo.classes == names
+    assert len(dataset.metainfo.get('palette', ())) == is_set * number

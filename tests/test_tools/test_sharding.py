@@ -11,7 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from hosts import HOSTS
+from mmengine._strategy import single_device
 from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.runner import FlexibleRunner
 from runs import (ROOT, detection_config, load_checkpoint, load_tool, run_tool,
                   save_base)
 from test_launch import TOLERANCE, TUNING, free_port
@@ -217,6 +220,11 @@ def test_a_model_without_a_frozen_part_is_refused():
         ETFullyShardedDataParallel(torch.nn.Linear(2, 2))
 
 
+def test_a_runner_may_be_named_by_its_class(monkeypatch):
+    cfg = Config(dict(FSDP, launcher='pytorch', runner_type=FlexibleRunner))
+    check_strategy(cfg, is_tuned=True)
+
+
 @pytest.mark.parametrize('changes, message', [
     (dict(runner_type='Runner'), "runner_type='FlexibleRunner' only"),
     (dict(strategy=dict(type='FSDPStrategy')), 'ETFSDPStrategy'),
@@ -259,3 +267,56 @@ def test_a_copy_without_numbers_has_every_name_shape_and_sharing(name):
     assert list(copied.state_dict()) == list(model.state_dict())
     assert list(tuned_state_dict(copied)) == list(tuned_state_dict(model))
     assert not any(p.is_meta for p in model.parameters())
+
+
+# -------------------------------------------------- what is loaded, in one process
+class Loading(ETFSDPStrategy):
+    """A strategy that has only what loading needs."""
+
+    def __init__(self, model):
+        self.structure, self.model = on_meta(model), model
+        self.logger = MMLogger.get_instance('sharding')
+
+    def _is_full_state_dict(self):
+        return True
+
+    def _units(self, writeback):
+        yield self.model
+
+
+def classifier(num_classes):
+    backbone = HOSTS['vit'].build(
+        dict(ffn=dict(type='LoRA', rank=2)))
+    return torch.nn.ModuleDict(dict(
+        backbone=backbone, head=torch.nn.Linear(2, num_classes)))
+
+
+@pytest.mark.parametrize('wrapped', [True, False])
+@pytest.mark.parametrize('asked', ['default', 'cpu', None])
+def test_a_checkpoint_is_loaded_on_the_cpu(monkeypatch, tmp_path, wrapped,
+                                           asked):
+    """On whatever device the parts are: as a whole it may not fit there."""
+    model = classifier(3)
+    expected = {k: torch.rand_like(v) if v.is_floating_point() else v
+                for k, v in model.state_dict().items()}
+    path, given = tmp_path / 'epoch_1.pth', []
+    torch.save(dict(state_dict=expected, meta={}) if wrapped else expected, path)
+    monkeypatch.setattr(single_device, 'get_device', lambda: 'meta')
+    arguments = {} if asked is None else dict(map_location=asked)
+    rest = Loading(model).load_checkpoint(
+        str(path), callback=lambda checkpoint: given.extend(checkpoint),
+        **arguments)
+    assert 'state_dict' in given and 'state_dict' not in rest
+    torch.testing.assert_close(model.state_dict(), expected)
+
+
+def test_a_head_for_other_classes_is_left_at_its_start():
+    """As without sharding, where mmengine passes over it."""
+    model, base = classifier(3), classifier(5)
+    start = model['head'].weight.clone()
+    Loading(model).load_model_state_dict(base.state_dict())
+    assert torch.equal(model['head'].weight, start)
+    found, expected = (
+        {k: v for k, v in m.state_dict().items() if not k.startswith('head.')}
+        for m in (model, base))
+    torch.testing.assert_close(found, expected)

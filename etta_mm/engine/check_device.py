@@ -1,0 +1,60 @@
+"""What a model asks of a GPU, checked before a run starts."""
+from mmcv import ops as mmcv_ops
+from mmdet.models.losses import FocalLoss
+from mmengine.config import Config
+from mmengine.device import get_device
+from torch import nn
+
+from .config import type_name
+
+
+def check_device(model: nn.Module, cfg: Config) -> None:
+    """Check that a GPU that is seen has the ops of a model.
+
+    Args:
+        model (nn.Module): The model.
+        cfg (Config): The config of its run.
+
+    Raises:
+        ValueError: If mmcv lacks them, or has them in another precision.
+    """
+    if get_device() == 'cuda':
+        _check_ops(model)
+        _check_precision(model, cfg)
+
+
+def _check_ops(model: nn.Module) -> None:
+    """mmcv's ops ask for no more than a tensor on a GPU, whatever they were
+    built for."""
+    if mmcv_ops.get_compiling_cuda_version() != 'not available':
+        return
+    used = [
+        type(module).__name__ for module in model.modules()
+        if _is_focal_op(module) or any(
+            kind.__module__.startswith('mmcv.ops.')
+            for kind in type(module).__mro__)
+    ]
+    if used:
+        raise ValueError(
+            f'mmcv is built without CUDA, and the {used[0]} of this model is '
+            'its op, which on the GPU that is seen here would end the run. '
+            'Build mmcv with its CUDA ops (tools/setup_env.sh, with the CUDA '
+            'toolkit), or hide the GPU: CUDA_VISIBLE_DEVICES= before the '
+            'command.')
+
+
+def _is_focal_op(module: nn.Module) -> bool:
+    """Whether a loss is mmcv's op on CUDA."""
+    return (isinstance(module, FocalLoss) and module.use_sigmoid
+            and not module.activated)
+
+
+def _check_precision(model: nn.Module, cfg: Config) -> None:
+    wrapper = cfg.get('optim_wrapper') or {}
+    if (type_name(wrapper) == 'AmpOptimWrapper'
+            and wrapper.get('dtype') == 'bfloat16'
+            and any(map(_is_focal_op, model.modules()))):
+        raise ValueError(
+            "optim_wrapper.dtype='bfloat16': this model's FocalLoss is mmcv's "
+            'op, which CUDA has for float16 and float32 only. Leave dtype out '
+            'for float16, or --amp for float32.')
