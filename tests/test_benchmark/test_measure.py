@@ -14,7 +14,7 @@ from etta_mm.benchmark import count_flops
 from etta_mm.benchmark.cases import Case
 from etta_mm.benchmark.measure import (Rival, compile_parts, measure,
                                        time_in_turn)
-from etta_mm.benchmark.memory import freed_memory_returned
+from etta_mm.benchmark import memory
 from etta_mm.benchmark.methods import METHODS
 from etta_mm.benchmark.report import PARTS
 from etta_mm.layers.folding import ConvNorm
@@ -153,11 +153,14 @@ def test_the_tool_times_together_what_does_not_fail(tmp_path):
 
 
 FREED = """
+import importlib.util, sys
 import psutil, torch
-from etta_mm.benchmark.memory import freed_memory_returned
+spec = importlib.util.spec_from_file_location('memory', sys.argv[1])
+memory = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(memory)
 size = 2**22
 torch.ones(size)  # glibc keeps in its heap what is no larger from now on
-with freed_memory_returned():
+with memory.freed_memory_returned():
     tensors = [torch.ones(size // 4) for _ in range(32)]
     before = psutil.Process().memory_info().rss
     del tensors[::2]
@@ -167,4 +170,4 @@ with freed_memory_returned():
 
 def test_what_is_freed_is_no_longer_resident():
     # In a process of its own, whose heap has no holes yet.
-    subprocess.run([sys.executable, '-c', FREED], check=True)
+    subprocess.run([sys.executable, '-c', FREED, memory.__file__], check=True)

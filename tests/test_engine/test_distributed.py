@@ -85,6 +85,12 @@ def test_ddp_communicates_the_trained_parameters_and_nothing_else(name, gloo):
             model).trainable
 
 
+def in_two_processes(function, *args) -> None:
+    """Call a function with a rank and ``args`` in each, all imports done."""
+    torch.multiprocessing.start_processes(
+        function, args, nprocs=2, start_method='fork')
+
+
 def shard_every_host(rank: int, store: str) -> None:
     """What one of two processes does: the gradients of every host, sharded
     and whole, with and without checkpointed activations."""
@@ -112,8 +118,7 @@ def shard_every_host(rank: int, store: str) -> None:
 
 
 def test_a_sharded_host_has_the_gradients_of_a_whole_one(tmp_path):
-    torch.multiprocessing.spawn(
-        shard_every_host, (str(tmp_path / 'store'), ), nprocs=2)
+    in_two_processes(shard_every_host, str(tmp_path / 'store'))
 
 
 @DATASETS.register_module()
@@ -165,5 +170,4 @@ def test_of_accumulated_gradients_each_process_goes_on_with_the_mean(tmp_path):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(
-        train_in_two_halves, (tmp_path, port), nprocs=2)
+    in_two_processes(train_in_two_halves, tmp_path, port)

@@ -1,6 +1,6 @@
 """Glyphs on disk and a detector trained on them, once a session."""
 import pytest
-from runs import detection_config, run_tool, save_base
+from runs import detection_config, fork_tool, save_base
 
 from etta_mm.data import make_glyphs
 
@@ -20,14 +20,13 @@ def glyphs(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def trained(glyphs, tmp_path_factory):
-    """A detector trained by tools/train.py: (config, work dir, process).
+    """A detector trained by tools/train.py: (config, work dir, output).
 
     Its base is ``base.pth`` beside the config.
     """
     folder = tmp_path_factory.mktemp('trained')
     config = detection_config(folder / 'tiny_detector.py', glyphs)
     base = save_base(config, folder / 'base.pth')
-    done = run_tool(
-        'train.py', config, '--cfg-options', f'load_from={base}', cwd=folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return config, folder / 'work_dirs/tiny_detector', done
+    printed = fork_tool(
+        'train', config, '--cfg-options', f'load_from={base}', cwd=folder)
+    return config, folder / 'work_dirs/tiny_detector', printed

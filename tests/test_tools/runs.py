@@ -1,14 +1,19 @@
 """Tiny configs on real Glyphs, and the tools as a user starts them."""
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
+import time
+import traceback
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import CheckpointLoader
+from mmengine.visualization import Visualizer
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / 'tools'
@@ -114,6 +119,59 @@ def run_tool(name: str,
     env['PATH'] = (
         f'{bin_dir}:{Path(sys.executable).parent}:{os.environ["PATH"]}')
     return _run([*command, *map(str, args)], cwd, env)
+
+
+def fork_tool(name: str, *args, cwd: Path, num_procs: int = 1,
+              port: int = 0) -> str:
+    """Run a tool in forks of this process, which need no imports.
+
+    Args:
+        name (str): The tool, such as 'train'.
+        *args: Its arguments.
+        cwd (Path): The folder that they start in.
+        num_procs (int): How many; several are told what torchrun tells them.
+        port (int): A free port, for several.
+
+    Returns:
+        str: What they printed.
+    """
+    printed = cwd / f'{name}-{os.getpid()}-{time.monotonic_ns()}.txt'
+    children = []
+    for rank in range(num_procs):
+        child = os.fork()
+        if child == 0:
+            _be_the_tool(name, args, cwd, printed, rank, num_procs, port)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children]
+    text = printed.read_text()
+    assert not any(codes), text[-3000:]
+    return text
+
+
+def _be_the_tool(name, args, cwd, printed, rank, num_procs, port) -> None:
+    code = 1
+    try:
+        with open(printed, 'a') as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, 'w', 1), os.fdopen(2, 'w', 1)
+        os.chdir(cwd)
+        args = [*map(str, args)]
+        if num_procs > 1:
+            os.environ.update(
+                RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1',
+                WORLD_SIZE=str(num_procs), MASTER_PORT=str(port))
+            args += ['--launcher', 'pytorch']
+        logging.disable(logging.NOTSET)
+        for kind in (MMLogger, DefaultScope, Visualizer):
+            kind._instance_dict.clear()  # of runs in this process before
+        load_tool(name).main(args)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def run_code(code: str, cwd: Path) -> subprocess.CompletedProcess:

@@ -13,10 +13,12 @@ def outline(capsys, *args) -> str:
 
 
 def test_known_rates_leave_final_runs_alone(capsys, tmp_path):
-    lines = outline(capsys, '--rates', '--out', str(tmp_path)).splitlines()
+    # Nothing that has been run in this checkout, or by another test.
+    own = ['--out', str(tmp_path / 'out'), '--work-dir', str(tmp_path / 'work')]
+    lines = outline(capsys, '--rates', *own).splitlines()
     assert len(lines) == 12  # four splits, three seeds
     assert all('  final  to come' in line for line in lines)
-    searched = outline(capsys, '--out', str(tmp_path)).splitlines()
+    searched = outline(capsys, *own).splitlines()
     # The first two rates of each split.
     assert sum('  search  to come' in line for line in searched) == 8
 

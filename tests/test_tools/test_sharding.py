@@ -15,8 +15,8 @@ from mmengine._strategy import single_device
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner
-from runs import (ROOT, detection_config, load_checkpoint, load_tool, run_tool,
-                  save_base)
+from runs import (ROOT, detection_config, fork_tool, load_checkpoint, load_tool,
+                  run_tool, save_base)
 from test_launch import TOLERANCE, TUNING, free_port
 
 from etta_mm.engine import (ETFSDPStrategy, ETFullyShardedDataParallel,
@@ -55,27 +55,27 @@ def tiny_config(path, glyphs, **changes):
         **changes)
 
 
-def train_sharded(config, work_dir, *options, machines=1):
-    """Train in two processes, on one machine or as if on two."""
+def train_sharded_on_two_machines(config, work_dir, *options):
+    """Train in two processes that two torchruns start, as on two machines."""
     port = str(free_port())
 
     def train(node_rank: int):
         return run_tool(
             'dist_train.sh',
             config,
-            PROCESSES // machines,
+            1,
             '--work-dir',
             work_dir,
             *options,
             'train_dataloader.batch_size=2',
             cwd=work_dir.parent,
-            NNODES=str(machines),
+            NNODES=str(PROCESSES),
             NODE_RANK=str(node_rank),
             MASTER_ADDR='127.0.0.1',
             PORT=port)
 
     with ThreadPoolExecutor() as pool:
-        for done in pool.map(train, range(machines)):
+        for done in pool.map(train, range(PROCESSES)):
             assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -87,8 +87,8 @@ def runs(glyphs, tmp_path_factory):
     config = tiny_config(folder / 'tiny.py', glyphs)
     sharded = tiny_config(folder / 'sharded.py', glyphs, **FSDP)
     base = f'load_from={save_base(config, folder / "base.pth")}'
-    train_sharded(
-        sharded, folder / 'two', '--cfg-options', base, machines=2)
+    train_sharded_on_two_machines(
+        sharded, folder / 'two', '--cfg-options', base)
     load_tool('train').main(
         [str(config), '--work-dir',
          str(folder / 'one'), '--cfg-options', base])
@@ -170,7 +170,10 @@ def test_a_sharded_training_goes_on_where_one_process_stopped(runs, tmp_path):
         shutil.copytree(runs / 'one', tmp_path / name)
         last = tmp_path / name / 'epoch_1.pth'
         (tmp_path / name / 'last_checkpoint').write_text(str(last))
-    train_sharded(runs / 'sharded.py', tmp_path / 'two', *options)
+    fork_tool(
+        'train', runs / 'sharded.py', '--work-dir', tmp_path / 'two', *options,
+        'train_dataloader.batch_size=2', cwd=tmp_path, num_procs=PROCESSES,
+        port=free_port())
     load_tool('train').main(
         [str(runs / 'tiny.py'), '--work-dir',
          str(tmp_path / 'one'), *options])
@@ -183,18 +186,10 @@ def test_a_sharded_training_goes_on_where_one_process_stopped(runs, tmp_path):
 
 def test_sharded_processes_predict_like_one(runs, tmp_path):
     checkpoint, out = runs / 'two/epoch_1.pth', ('two.pkl', 'one.pkl')
-    done = run_tool(
-        'dist_test.sh',
-        runs / 'sharded.py',
-        checkpoint,
-        PROCESSES,
-        '--work-dir',
-        tmp_path / 'two',
-        '--out',
-        out[0],
-        cwd=tmp_path,
-        PORT=str(free_port()))
-    assert done.returncode == 0, done.stderr[-3000:]
+    fork_tool(
+        'test', runs / 'sharded.py', checkpoint, '--work-dir',
+        tmp_path / 'two', '--out', out[0], cwd=tmp_path, num_procs=PROCESSES,
+        port=free_port())
     load_tool('test').main([
         str(runs / 'tiny.py'),
         str(checkpoint), '--work-dir',
