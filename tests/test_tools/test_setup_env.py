@@ -11,14 +11,14 @@ SCRIPT = Path(__file__).resolve().parents[2] / 'tools/setup_env.sh'
 @pytest.mark.parametrize('packages, message', [
     (0, 'no Python that runs'),  # an interrupted one, which is made anew
     (1, 'is an environment whose Python or pip does not work'),
-    (100, 'is an environment whose Python or pip does not work'),
+    (1500, 'is an environment whose Python or pip does not work'),
 ])
 def test_an_environment_whose_pip_does_not_work_is_the_users(
         packages, message, tmp_path):
     """However much is installed in it: of what ``uv`` made, for instance."""
     env = tmp_path / 'env'
     installed = env / 'lib/python3.11/site-packages'
-    for name in ('pip', *(f'a_package_with_a_long_name_{i:03}'
+    for name in ('pip', *(f'a_package_with_a_long_name_{i:04}'
                           for i in range(packages))):
         (installed / f'{name}-1.0.dist-info').mkdir(parents=True)
     (env / 'bin').mkdir()
@@ -35,8 +35,8 @@ def test_an_environment_whose_pip_does_not_work_is_the_users(
 
 
 def test_a_folder_that_is_no_environment_is_not_taken_for_one(tmp_path):
-    for i in range(100):
-        (tmp_path / f'a_file_with_a_long_name_that_says_nothing_{i:03}').touch()
+    for i in range(1500):
+        (tmp_path / f'a_file_with_a_long_name_that_says_nothing_{i:04}').touch()
     done = subprocess.run([SCRIPT, '--env', tmp_path, '--python', '/bin/false'],
                           capture_output=True, text=True, timeout=60)
     assert 'neither a venv nor a conda prefix' in done.stdout + done.stderr
