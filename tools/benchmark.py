@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 # Otherwise the question for a GPU starts CUDA, which no fork survives.
@@ -157,7 +158,8 @@ def main():
         work(args, case, method, Path(path), float(started))
         return
     if args.fork and PEER in (args.methods or METHODS):
-        peers.preload()
+        with suppress(ImportError):  # then its row says what is not there
+            peers.preload()
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
     runs, described = [], settings(args)

@@ -23,7 +23,7 @@ def check_hosts(cfg: Config) -> None:
         for node, where in _tuned_nodes(cfg.get('model'), 'model'):
             host = found_type(node, MODELS)
             if isinstance(host, type) and not _takes_tuning(host):
-                raise ValueError(f'{where}.tuning: a {host.__name__} takes no '
+                raise ValueError(f'{where}.tuning: {host.__name__} takes no '
                                  f'tuning. {_advice(node, where, host)}')
 
 

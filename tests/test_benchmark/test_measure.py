@@ -1,5 +1,6 @@
 """One method, measured: a tiny case of the benchmark."""
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -134,17 +135,18 @@ def test_every_layer_is_compiled_however_many_there_are():
 
 
 def test_the_tool_times_together_what_does_not_fail(tmp_path):
-    """peft's ViT takes square images only."""
+    """Such as where the packages of a peer are not installed."""
     root = Path(__file__).parents[2]
+    absent = root / 'tests/test_tools/without_peers'
     subprocess.run([
         sys.executable, root / 'tools/benchmark.py', '--cases', 'vit_b16',
         '--methods', 'base', 'hf_peft_lora', 'etta', '--image-size', '32',
-        '48', '--batch', '1', '--steps', '2', '--warmup', '0', '--rounds', '1',
+        '--batch', '1', '--steps', '2', '--warmup', '0', '--rounds', '1',
         '--device', 'cpu', '--fork', '--together', '--out', tmp_path
-    ], check=True, cwd=tmp_path)  # yapf: disable
+    ], check=True, cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(absent)))  # yapf: disable
     runs = json.loads((tmp_path / 'benchmark.json').read_text())['runs']
     runs = {run['method']: run for run in runs}
-    assert 'square images' in runs.pop('hf_peft_lora')['error']
+    assert 'ModuleNotFoundError' in runs.pop('hf_peft_lora')['error']
     assert list(runs) == ['base', 'etta']
     for run in runs.values():
         assert 'error' not in run

@@ -317,9 +317,9 @@ def test_a_checkpoint_keeps_its_versions(tmp_path):
 
 
 @pytest.mark.parametrize('model, words', [
-    (dict(type='DETR'), "model.tuning: a DETR takes .* model.type to 'ETDETR'"),
+    (dict(type='DETR'), "model.tuning: DETR takes .* model.type to 'ETDETR'"),
     (dict(type='mmpretrain.ImageClassifier', backbone=dict()),
-     r'a ImageClassifier takes .* model\.backbone\.tuning'),
+     r'ImageClassifier takes .* model\.backbone\.tuning'),
     (dict(type='DDQDETR'), r'class ETDDQDETR\(TunedHost, DDQDETR\)'),
 ])
 def test_tuning_where_nothing_takes_it_is_refused(model, words):
@@ -333,7 +333,7 @@ def test_a_backbone_that_takes_no_tuning_is_named_by_its_place():
     backbone = dict(type='VisionTransformer', tuning=dict(ffn=dict()))
     cfg = Config(dict(default_scope='mmpretrain', model=dict(
         type='ImageClassifier', backbone=backbone)))
-    with pytest.raises(ValueError, match=r"model\.backbone\.tuning: a Vision"
+    with pytest.raises(ValueError, match=r"model\.backbone\.tuning: Vision"
                        r".* model\.backbone\.type to 'ETVisionTransformer'"):
         check_model(cfg)
 
