@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import CheckpointLoader
-from mmengine.visualization import Visualizer
+from mmengine.utils import ManagerMixin
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / 'tools'
@@ -163,8 +162,7 @@ def _be_the_tool(name, args, cwd, printed, rank, num_procs, port) -> None:
                 WORLD_SIZE=str(num_procs), MASTER_PORT=str(port))
             args += ['--launcher', 'pytorch']
         logging.disable(logging.NOTSET)
-        for kind in (MMLogger, DefaultScope, Visualizer):
-            kind._instance_dict.clear()  # of runs in this process before
+        _forget_runs()
         load_tool(name).main(args)
         code = 0
     except BaseException:
@@ -172,6 +170,13 @@ def _be_the_tool(name, args, cwd, printed, rank, num_procs, port) -> None:
     finally:
         sys.stdout.flush()
         os._exit(code)
+
+
+def _forget_runs(kind: type = ManagerMixin) -> None:
+    """What runs in this process before have left: each class has its own."""
+    kind._instance_dict.clear()
+    for heir in kind.__subclasses__():
+        _forget_runs(heir)
 
 
 def run_code(code: str, cwd: Path) -> subprocess.CompletedProcess:
