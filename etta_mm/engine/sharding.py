@@ -13,7 +13,6 @@ Source: mmengine 0.10.12 (OneDL) `_strategy/fsdp.py`.
 """
 import copy
 import re
-from pathlib import Path
 from typing import Callable, Iterator, Optional, Tuple
 
 import torch
