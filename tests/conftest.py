@@ -1,4 +1,5 @@
 """What every test starts from: quiet logs, one thread, a fixed seed."""
+import gc
 import logging
 import sys
 import warnings
@@ -21,6 +22,12 @@ torch.set_num_threads(1)
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'gpu: needs a GPU')
+
+
+def pytest_collection_finish():
+    # What the imports have made is no garbage; collections need not look.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -447,6 +447,23 @@ def test_custom_config_of_a_vit_reads_a_folder_for_each_class(
         assert list(metric.compute_metrics(metric.results)) == ['top1']
 
 
+@pytest.mark.parametrize('name, parent', [
+    ('et_deformable_detr_custom', 'et_deformable_detr_coco'),
+    ('et_vit_l16_custom', 'et_vit_l16_imagenet'),
+])
+def test_a_custom_config_is_for_the_batch_of_one_gpu(name, parent):
+    cfg, parent = parse(f'etta/{name}.py'), parse(f'etta/{parent}.py')
+    images = cfg.train_dataloader.batch_size
+    assert cfg.auto_scale_lr.base_batch_size == images
+    ratio = images / parent.auto_scale_lr.base_batch_size
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(
+        parent.optim_wrapper.optimizer.lr * ratio**0.5, rel=0.02)
+    epochs = cfg.train_cfg.max_epochs
+    assert cfg.param_scheduler[1].T_max == cfg.param_scheduler[1].end == epochs
+    checkpoint = cfg.default_hooks.checkpoint
+    assert (checkpoint.interval, checkpoint.save_best) == (1, 'auto')
+
+
 def test_bigdetection_is_read_after_the_step_that_is_documented(
         tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -2,7 +2,7 @@
 """
 import argparse
 
-from etta_mm.engine.launch import build_runner, end_process
+from etta_mm.engine.launch import begin_process, build_runner, end_process
 from etta_mm.engine.options import add_arguments, testing_config
 from etta_mm.engine.user_error import (exit_on_refusal,
                                       exit_on_user_error)
@@ -38,5 +38,6 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
+    begin_process()
     main()
     end_process()

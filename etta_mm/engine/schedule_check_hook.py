@@ -1,20 +1,26 @@
-"""Warn of schedules that do not fit the length of a training."""
+"""Warn of schedules and rates that do not fit a training's length and batch."""
 from typing import Iterator
 
+from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.optim import (CosineAnnealingParamScheduler,
                             LinearParamScheduler)
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 
+#: By how much a batch must differ from the one that a rate is for: by then the
+#: rate is off by a factor of two.
+OTHER_BATCH = 4
+
 
 @HOOKS.register_module()
 class ScheduleCheckHook(Hook):
-    """Say before the first step where a schedule and the training part.
+    """Say before the first step where a schedule, a rate and the training part.
 
     A cosine that has ended leaves the rest of the training without a rate; one
     that has not, stops in the middle; a warm-up that was made for a large data
-    set may be longer than all epochs of a small one. mmengine says nothing.
+    set may be longer than all epochs of a small one; a rate for sixteen GPUs is too
+    high for one. mmengine says nothing.
     A warm-up of a single step, such as an epoch of one batch, is an error: the
     rate never comes back from where it starts.
     """
@@ -35,6 +41,8 @@ class ScheduleCheckHook(Hook):
             _check_warm_up(schedule)
         for text in _mismatches(runner.train_loop, schedules or []):
             runner.logger.warning(text)
+        for text in _other_batch(runner):
+            runner.logger.warning(text)
 
 
 def _is_warm_up(schedule) -> bool:
@@ -51,6 +59,29 @@ def _check_warm_up(schedule) -> None:
             'what it is meant to be for all of the training. Set its end to 2 '
             'or more; where it counts epochs (convert_to_iter_based=True) and '
             'an epoch is one batch, to 2 epochs.')
+
+
+def _other_batch(runner) -> Iterator[str]:
+    """What is wrong with the batch; nothing, if the config does not say which
+    one its rate is for, or has mmengine scale the rate."""
+    scaling = runner.cfg.get('auto_scale_lr') or {}
+    loader = runner.train_loop.dataloader
+    # Where a sampler makes the batches, the loader does not know their size.
+    batch_size = loader.batch_size or getattr(loader.batch_sampler,
+                                              'batch_size', None)
+    expected = scaling.get('base_batch_size')
+    if not expected or scaling.get('enable') or not batch_size:
+        return
+    found = (get_world_size() * batch_size * getattr(
+        runner.optim_wrapper, '_accumulative_counts', 1))
+    ratio = found / expected
+    if max(ratio, 1 / ratio) >= OTHER_BATCH:
+        yield (f'The config says that its learning rates are for {expected} '
+               'images a step (auto_scale_lr.base_batch_size), and here are '
+               f'{found}. Adam and AdamW want rates times the square root of '
+               f'the ratio: {ratio**0.5:.3g} (docs/cluster.md, "Larger '
+               'batches"). If they are for this batch already, set '
+               f'auto_scale_lr.base_batch_size={found}.')
 
 
 def _mismatches(loop, schedules: list) -> Iterator[str]:

@@ -240,6 +240,37 @@ def test_schedules_of_another_length_than_the_training_are_named(
     assert all(word in log for word in words), log
 
 
+@pytest.mark.parametrize('scaling, accumulated, words', [
+    (None, 1, []),
+    (dict(base_batch_size=3), 1, []),
+    (dict(base_batch_size=11), 1, []),
+    (dict(base_batch_size=12), 1, ['for 12 images a step', 'are 3.', ': 0.5 (']),
+    (dict(base_batch_size=12), 2, []),
+    (dict(base_batch_size=1), 3, ['are 9.', ': 3 (', 'base_batch_size=9']),
+    (dict(base_batch_size=12, enable=True), 1, []),
+], ids=str)
+def test_a_batch_far_from_the_one_of_the_rate_is_named(
+        base, tmp_path, scaling, accumulated, words):
+    logging.disable(logging.NOTSET)
+    optimizer = dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=1e-3),
+                     accumulative_counts=accumulated)
+    changes = {} if scaling is None else dict(auto_scale_lr=scaling)
+    train(tmp_path / 'run', base, 2, 0, optim_wrapper=optimizer, **changes)
+    log = log_of(tmp_path / 'run')
+    assert ('images a step' in log) == bool(words)
+    assert all(word in log for word in words), log
+
+
+def test_the_batch_is_known_where_a_sampler_makes_it(base, tmp_path):
+    logging.disable(logging.NOTSET)
+    loader = config(tmp_path, base, 1).train_dataloader
+    loader.batch_sampler = dict(
+        type='torch.utils.data.BatchSampler', drop_last=False)
+    train(tmp_path / 'run', base, 2, 0, train_dataloader=loader,
+          auto_scale_lr=dict(base_batch_size=32))
+    assert 'here are 3.' in log_of(tmp_path / 'run')
+
+
 @pytest.mark.parametrize('end, by_epoch', [(1, False), (1, True)])
 def test_a_warm_up_of_one_step_is_refused(base, tmp_path, end, by_epoch):
     """The rate would stay where it starts."""
