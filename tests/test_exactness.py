@@ -306,7 +306,10 @@ def table() -> dict:
 
 @pytest.mark.parametrize('name', SYSTEMS)
 @pytest.mark.parametrize(
-    'setting', [key for key in SETTINGS if key not in TESTED_ELSEWHERE])
+    'setting', [
+        pytest.param(key, marks=[pytest.mark.gpu] if key in ON_GPU else [])
+        for key in SETTINGS if key not in TESTED_ELSEWHERE
+    ])
 def test_a_setting_stays_within_the_bound_of_the_docs(setting, name):
     if setting in SLOW and not os.environ.get('ETTA_SLOW_TESTS'):
         pytest.skip('compiles C++ for minutes; set ETTA_SLOW_TESTS=1')

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from etta_mm.benchmark.cases import Case
 from etta_mm.benchmark.measure import compile_parts, measure
 from etta_mm.layers import checkpoint_layers
+from etta_mm.tuners.attend import attend
 
 DEVICE = 'cuda'
 pytestmark = [
@@ -114,6 +115,58 @@ def test_the_cuda_op_samples_as_the_cpu_path_does():
         cpu(torch.autograd.grad((expected * weight).sum(), given)),
         rtol=1e-4,
         atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('num_keys', [50, 64, 113, 192])
+@pytest.mark.parametrize('given', ['nothing', 'mask', 'prefix'])
+def test_attention_of_real_sizes_is_that_of_single_precision(
+        dtype, num_keys, given):
+    """Heads of 32 reach kernels that those of the tiny hosts do not."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+
+    def leaf(*shape) -> Tensor:
+        return torch.randn(shape, device=DEVICE, generator=generator)
+
+    bs = 1 if given == 'prefix' else 3  # which no image has a copy of
+    leaves = leaf(3, 8, 200, 32), leaf(bs, 8, num_keys, 32), leaf(
+        bs, 8, num_keys, 32)
+    mask = None
+    if given == 'mask':
+        mask = torch.rand(3, 1, 1, num_keys, device=DEVICE) < 0.7
+        mask[..., 0] = True
+    weight = leaf(3, 8, 200, 32)
+    found = []
+    for kind in (dtype, torch.float32):
+        q, k, v = (t.to(dtype).to(kind).requires_grad_() for t in leaves)
+        out = attend(q, *(t.expand(3, -1, -1, -1) for t in (k, v)), mask)
+        found.append([
+            t.float() for t in (out, *torch.autograd.grad(
+                (out.float() * weight).sum(), (q, k, v)))
+        ])
+    for half, single in zip(*found):
+        assert_close(half, single, rtol=0,
+                     atol=0.02 * single.abs().max().item())
+
+
+def test_logits_far_below_zero_have_gradients():
+    """cuDNN's were NaN: pytorch#196678."""
+    q, k, v = (torch.randn(1, 1, 64, 32, device=DEVICE) for _ in range(3))
+    q[..., 0], k[..., 0] = 1., -120 * 32**0.5
+    leaves = [t.half().requires_grad_() for t in (q, k, v)]
+    mask = torch.ones(1, 1, 64, 64, dtype=torch.bool, device=DEVICE)
+    attend(*leaves, mask).sum().backward()
+    assert all(torch.isfinite(leaf.grad).all() for leaf in leaves)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32])
+def test_weights_are_dropped_at_the_rate_that_is_given(dtype):
+    """And not at the next sixteenth: pytorch#174245."""
+    q, k = (torch.zeros(4, 8, n, 64, device=DEVICE, dtype=dtype)
+            for n in (500, 64))
+    v = torch.eye(64, device=DEVICE, dtype=dtype).expand_as(k).contiguous()
+    dropped = (attend(q, k, v, dropout=0.1) == 0).float().mean().item()
+    assert dropped == pytest.approx(0.1, abs=0.003)
 
 
 @pytest.mark.parametrize('name', SYSTEMS)

@@ -216,6 +216,9 @@ def settings(args) -> dict:
         rounds=args.rounds,
         together=args.together,
         device=device_name(args.device),
+        tf32=dict(
+            convolutions=torch.backends.cudnn.allow_tf32,
+            products=torch.backends.cuda.matmul.allow_tf32),
         threads=torch.get_num_threads(),
         torch=torch.__version__)
 

@@ -22,6 +22,7 @@ from .config import type_name
 from .meta_model import build_on_meta
 from .launch import is_first_of_machine
 from .new_parts import drop_new
+from .training_state import NEEDED
 from .tuned_checkpoint import tuned_roots
 from .tuned_file import plain_metainfo
 from .tuned_fit import check_classes
@@ -41,8 +42,10 @@ SWITCHES = dict(
     efficient_conv_bn_eval=(
         'traces the backbone with the weights that it has before load_from, '
         'and keeps them. Leave it out: frozen norms are folded as it is.'))
-#: What mmengine's Runner resumes from, beside the weights.
-RESUMED = ('meta', 'message_hub', 'optimizer')
+#: Hooks that do the same, by their names: in several processes, ...
+SYNCHRONISERS = dict(
+    SyncBuffersHook='averages the frozen statistics as well, and so rounds them',
+    SyncNormHook='averages frozen norms as well, and loads them by themselves')
 #: As torch says it of a tensor whose shape is another than the model's.
 MISMATCH = re.compile(
     r'size mismatch for (\S+): copying a param with shape torch\.Size\('
@@ -148,6 +151,22 @@ def _check_switches(model: nn.Module, cfg: Config) -> None:
         value = cfg.get(key) or strategy.get(key)
         if value and tuned_roots(model):
             raise ValueError(f'{key}={value!r} {why}')
+    hooks = {
+        (type_name(hook) or '').rpartition('.')[2]
+        for hook in cfg.get('custom_hooks') or ()
+    }
+    for hook in hooks & SYNCHRONISERS.keys() if frozen else ():
+        if cfg.get('launcher', 'none') != 'none':
+            raise ValueError(
+                f'custom_hooks has a {hook}, which {SYNCHRONISERS[hook]}; the '
+                'base would no longer be that of its checkpoint. Leave it out: '
+                'what is frozen is the same in all processes.')
+    if hooks >= {'MeanTeacherHook', 'TunedCheckpointHook'} and tuned_roots(model):
+        raise ValueError(
+            'custom_hooks has a MeanTeacherHook, which averages the frozen '
+            'weights of the teacher as well, and so rounds them: tuned '
+            'checkpoints would fit no base. Leave the TunedCheckpointHook out; '
+            'the .pth holds everything.')
 
 
 def _check_base(model: nn.Module,
@@ -202,7 +221,7 @@ def _check_shapes(path: str, found: list) -> None:
 
 
 def _check_resumable(checkpoint: dict) -> None:
-    absent = [key for key in RESUMED if key not in checkpoint]
+    absent = [key for key in NEEDED if key not in checkpoint]
     if absent:
         raise ValueError(
             f'nothing can be resumed from it: it lacks {", ".join(absent)}. '

@@ -18,6 +18,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..tuners import ScaledPrefix, build_tuner
+from ..tuners.attend import attend
 from .dropout import attention_with_dropout, is_packed
 from .sublayer import TunedSublayer, is_lora
 
@@ -94,13 +95,7 @@ class TunedAttention(TunedSublayer):
             out = attention_with_dropout(queries, keys, values, mask, dropout,
                                          scale)
         else:
-            out = F.scaled_dot_product_attention(
-                queries,
-                keys,
-                values,
-                attn_mask=mask,
-                dropout_p=dropout,
-                scale=scale)
+            out = attend(queries, keys, values, mask, dropout, scale)
         # (bs, num_heads, num_queries, d_head) -> (bs, num_queries, d)
         out = out.transpose(1, 2).flatten(2)
         if prefix is not None and prefix.composition == 'parallel':

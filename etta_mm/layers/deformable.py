@@ -9,6 +9,9 @@ query_pos split into heads, and its result is added before ``output_proj``, as
 in a softmax attention:
 
     output_proj(Deform(q) + s * Attn(q, P_k, P_v))
+
+Adapters join behind the sublayer's own dropout, which is part of the parent's
+forward; in a softmax attention, before it.
 """
 from typing import Any, Callable, Optional
 

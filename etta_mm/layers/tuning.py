@@ -108,7 +108,8 @@ def apply_tuning(model: nn.Module, tuning: dict) -> nn.Module:
 def _drop_dead_updates(model: nn.Module) -> None:
     """Take the LoRA from the value projection of the first decoder
     self-attention of DETR and MaskFormer: its input is the zero content query,
-    so it never moves."""
+    so it never moves. Without a prefix there, the update of the query beside it
+    changes nothing either, since all keys have one value; it stays."""
     for host in model.modules():
         if isinstance(host, DETR):
             decoder = host.decoder

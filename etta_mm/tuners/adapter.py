@@ -88,6 +88,8 @@ class ParallelAdapter(Adapter):
 class SerialAdapter(Adapter):
     """Adapter behind a sublayer: ``h + Δh(h)``, before the residual.
 
+    h is what the sublayer gives; with a parallel adapter beside it, the sum.
+
     Source: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP",
     ICML 2019, section 2.1 (behind attention and FFN); behind the FFN alone it
     is Pfeiffer et al., "AdapterFusion", EACL 2021.

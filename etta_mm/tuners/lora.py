@@ -18,7 +18,8 @@ class LoRA(Tuner):
     A starts kaiming-uniform (a = √5), B at zero. In an attention the query
     and value projections are updated, in an FFN every linear layer, in a
     deformable attention (which has no query projection) the value and the
-    output projection.
+    output projection. The first self-attention of a DETR's decoder, whose
+    values are computed from zeros, has no update of the value projection.
 
     Parameters of one map: ``r * (in_dims + out_dims)``.
 

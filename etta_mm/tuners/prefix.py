@@ -2,10 +2,10 @@
 from typing import Tuple
 
 import torch
-import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .attend import attend
 from .base import Tuner, check_number, check_size
 from .scale import Scale
 
@@ -39,7 +39,8 @@ class ScaledPrefix(Tuner):
       attention from the first step on, so it is not the identity at the start.
 
     P_k starts at N(0, key_std²), in 'concat' P_v at N(0, 0.02²). Never both s
-    and P_v at zero: nothing would ever move.
+    and P_v at zero: nothing would ever move. Dropout of attention weights drops
+    those of a concatenated prefix with the others, and none of a parallel one.
 
     Parameters: ``2 * l * d`` (+ 1 where s is learned), with l =
     ``num_prefix`` and d = ``embed_dims``.
@@ -153,7 +154,7 @@ class ScaledPrefix(Tuner):
         # (blocks, length, d) -> (blocks, num_heads, length, d_head)
         queries = query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         key, value = self.heads(query.size(0), query.dtype)
-        out = F.scaled_dot_product_attention(queries, key, value)
+        out = attend(queries, key, value)
         return out.transpose(1, 2).flatten(2)
 
     def extra_repr(self) -> str:
@@ -164,6 +165,8 @@ class ScaledPrefix(Tuner):
 @MODELS.register_module()
 class Prefix(ScaledPrefix):
     """Standard prefix tuning: the scaled prefix by concatenation with s = 1.
+
+    P_k and P_v start at N(0, 0.02²).
 
     Parameters: ``2 * l * d``, with l = ``num_prefix`` and d =
     ``embed_dims``.

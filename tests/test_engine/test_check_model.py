@@ -6,6 +6,9 @@ import pytest
 import torch
 from hosts import HOSTS, zoo
 from mmcv.cnn.bricks import DropPath
+from mmcv.ops import MultiScaleDeformableAttention, RoIAlign
+from mmdet.models.dense_heads import GroundingDINOHead
+from mmdet.models.losses import FocalLoss
 from mmengine.config import Config
 from mmengine.model import PretrainedInit
 from mmengine.optim import AmpOptimWrapper
@@ -63,6 +66,26 @@ def test_a_focal_loss_in_bfloat16_is_refused_on_a_gpu(monkeypatch):
     see_gpu(monkeypatch)
     with pytest.raises(ValueError, match="dtype='bfloat16'.*float16"):
         check_model(config('deformable', **BFLOAT16))
+
+
+def test_other_ops_in_bfloat16_are_refused_on_a_gpu(monkeypatch):
+    see_gpu(monkeypatch)
+    cfg = Config(dict(optim_wrapper=BFLOAT16))
+    attention = MultiScaleDeformableAttention(16, 4)  # which has another path
+    check_device.check_device(attention, cfg)
+    with pytest.raises(ValueError, match="'bfloat16'.*RoIAlign"):
+        check_device.check_device(
+            nn.ModuleList([attention, RoIAlign(7)]), cfg)
+
+
+def test_a_loss_of_one_hot_targets_needs_no_op(monkeypatch):
+    see_gpu(monkeypatch)
+    head = GroundingDINOHead(
+        num_classes=3, loss_cls=dict(type='FocalLoss', use_sigmoid=True))
+    cfg = Config(dict(optim_wrapper=BFLOAT16))
+    check_device.check_device(head, cfg)
+    with pytest.raises(ValueError, match="dtype='bfloat16'"):
+        check_device.check_device(nn.ModuleList([head, FocalLoss()]), cfg)
 
 
 @pytest.mark.parametrize('name, changes', [('detr', {}),
@@ -352,6 +375,28 @@ def test_switches_of_mmengine_that_break_a_tuned_model_are_refused(
         check_model(cfg)
     cfg.model.tuning = None
     check_model(cfg)
+
+
+@pytest.mark.parametrize('hook, remedy', [
+    ('SyncBuffersHook', 'Leave it out'), ('mmdet.SyncNormHook', 'Leave it out')])
+def test_hooks_that_move_what_is_frozen_are_refused(hook, remedy):
+    cfg = tuned()
+    cfg.custom_hooks = [dict(type=hook)]
+    check_model(cfg)  # there is nothing to average
+    cfg.launcher = 'pytorch'
+    with pytest.raises(ValueError, match=f'frozen .*base .*{remedy}'):
+        check_model(cfg)
+    cfg.model.tuning = None
+    check_model(cfg)
+
+
+def test_a_mean_teacher_makes_no_tuned_checkpoints():
+    cfg = tuned()
+    cfg.custom_hooks = [dict(type='MeanTeacherHook')]
+    check_model(cfg)
+    cfg.custom_hooks.append(dict(type='TunedCheckpointHook'))
+    with pytest.raises(ValueError, match='Leave the TunedCheckpointHook out'):
+        check_model(cfg)
 
 
 def test_a_base_on_another_machine_is_looked_at_once_a_machine(monkeypatch):

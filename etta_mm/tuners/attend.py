@@ -1,0 +1,45 @@
+"""Attention through torch's fused kernels, but for cuDNN's where they err.
+
+In half precision on a Hopper GPU torch 2.11 prefers cuDNN's kernels. With a mask
+their backward pass can give NaN (pytorch#196678), their dropout knows multiples of
+1/16 only (pytorch#174245), and keys without a batch of their own, as those of a
+prefix, may be refused (pytorch#175764). mmdet's attentions, which ask for weights,
+never meet them; those that are fused here would.
+"""
+from typing import Optional
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+NOT_CUDNN = [
+    SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
+]
+
+
+def attend(q: Tensor,
+           k: Tensor,
+           v: Tensor,
+           mask: Optional[Tensor] = None,
+           dropout: float = 0.,
+           scale: Optional[float] = None) -> Tensor:
+    """``dropout(softmax(scale * q k^T + mask)) v``.
+
+    Args:
+        q (Tensor): (bs, num_heads, num_queries, d_head).
+        k (Tensor): (bs, num_heads, num_keys, d_head).
+        v (Tensor): Same shape as k.
+        mask (Tensor, optional): Broadcastable to (bs, num_heads, num_queries,
+            num_keys). Boolean with True where a query sees a key, or a float
+            that is added to the logits.
+        dropout (float): Dropout rate of the weights. Defaults to 0.
+        scale (float, optional): Defaults to d_head ** -0.5.
+
+    Returns:
+        Tensor: Same shape as q.
+    """
+    given = dict(attn_mask=mask, dropout_p=dropout, scale=scale)
+    if q.is_cuda and (mask is not None or dropout or k.stride(0) == 0):
+        with sdpa_kernel(NOT_CUDNN):
+            return F.scaled_dot_product_attention(q, k, v, **given)
+    return F.scaled_dot_product_attention(q, k, v, **given)
