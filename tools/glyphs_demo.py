@@ -5,7 +5,6 @@ ET-Deformable DETR through tools/train.py, tests it through tools/test.py and
 draws predictions and a training curve.
 """
 import argparse
-import json
 import os
 import pickle
 import subprocess
@@ -13,11 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 
-from etta_mm import count_parameters
+from etta_mm.comparison.results import tested
+from etta_mm.engine import build_on_meta, count_parameters
 from etta_mm.visualization import (contact_sheet, read_scalars,
                                    training_curve)
 
@@ -35,12 +33,6 @@ def run(tool: str, *args) -> None:
     print('$ ' + ' '.join(['python', f'tools/{tool}', *map(str, args)]),
           flush=True)
     subprocess.run(command, cwd=ROOT, check=True)
-
-
-def tested(work_dir: Path) -> float:
-    """The AP that tools/test.py logged last in ``work_dir``."""
-    logs = sorted(work_dir.glob('*/*.json'))
-    return json.loads(logs[-1].read_text().splitlines()[-1])[METRIC]
 
 
 def main():
@@ -66,15 +58,13 @@ def main():
                           pickle.loads(predictions.read_bytes()))
     curve = training_curve(work_dir / 'training_curve.png',
                            {'ETTA': work_dir / 'tuned'}, METRIC)
-    cfg = Config.fromfile(CONFIG)
-    init_default_scope(cfg.default_scope)
-    report = count_parameters(MODELS.build(cfg.model))
+    report = count_parameters(build_on_meta(Config.fromfile(CONFIG)))
     tuned = checkpoint.with_suffix('.safetensors')
     steps = [r['time'] for r in read_scalars(work_dir / 'tuned') if 'loss' in r]
     print(f"""
 AP on handwritten digits (test images, IoU 0.50:0.95)
-  before, printed base   {tested(work_dir / 'base'):.3f}
-  after, ETTA            {tested(work_dir / 'test'):.3f}
+  before, printed base   {tested(work_dir / 'base', METRIC):.3f}
+  after, ETTA            {tested(work_dir / 'test', METRIC):.3f}
 trained parameters       {report.trainable:,} of {report.total:,} \
 ({report.percent:.2f} %)
 checkpoints

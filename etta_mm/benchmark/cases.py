@@ -1,5 +1,7 @@
 """The cases of the benchmark: a zoo model at its real size, and a batch."""
+import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Callable, Optional, Tuple
 
 import mmdet.models  # noqa: F401  (fills the registry)
@@ -28,6 +30,11 @@ CASES = {
                 'vision_transformer/vit-large-p16_64xb64_in1k.py'),
 }
 BOXES_PER_IMAGE = 7  # COCO's average
+
+
+@lru_cache(maxsize=None)
+def _zoo_model(name: str) -> dict:
+    return get_config(name).model
 
 
 @dataclass
@@ -85,7 +92,7 @@ class Case:
 
     def config(self) -> dict:
         """The model of the zoo config, without its pre-trained weights."""
-        model = get_config(f'{self.scope}::{self.config_name}').model
+        model = copy.deepcopy(_zoo_model(f'{self.scope}::{self.config_name}'))
         model.backbone.init_cfg = None
         if not self.is_detection:
             model.backbone.img_size = self.image_size

@@ -1,15 +1,12 @@
 """How a training step grows with the tuners, the image and the depth."""
 import dataclasses
 from statistics import median
-from typing import Dict, Iterator, List
-
-import torch
-from torch import nn
+from typing import Dict, Iterator
 
 from ..tuners import Tuner
 from .cases import Case, Contestant
 from .floor import count_flops, to_floor, tuner_flops
-from .measure import Clock
+from .measure import Rival
 from .memory import num_bytes, saved_bytes
 from .methods import etta, full, tuned
 
@@ -86,24 +83,12 @@ def measure_step(rival: Contestant, device: str, steps: int,
         ``state_bytes`` (gradients and AdamW's two moments) and ``step_s``
         (the median).
     """
-    model = rival.model
-    trained: List[nn.Parameter] = [
-        p for p in model.parameters() if p.requires_grad
-    ]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5)
-    seconds, clock = [], Clock(device)
-    for step in range(warmup + steps):
-        clock.lap()
-        rival.loss().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        lap = clock.lap()
-        if step >= warmup:
-            seconds.append(lap)
+    model, timed = rival.model, Rival(rival, device, 'float32')
+    seconds = [sum(timed.step()) for _ in range(warmup + steps)][warmup:]
     has_tuners = any(isinstance(m, Tuner) for m in model.modules())
     return dict(
         operations=count_flops(lambda: rival.loss().backward()),
         own_operations=tuner_flops(model, rival.loss) if has_tuners else 0,
         activation_bytes=saved_bytes(model, rival.loss),
-        state_bytes=3 * num_bytes(trained),
+        state_bytes=3 * num_bytes(timed.trained),
         step_s=median(seconds))

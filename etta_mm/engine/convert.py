@@ -189,12 +189,8 @@ def build_tuned_model(cfg: Config,
     if base is None:
         model.init_weights()
     else:
-        load_checkpoint(
-            model,
-            str(base),
-            map_location='cpu',
-            logger='silent',  # of missing tuners; load_tuned checks the rest
-            revise_keys=[(r'^module\.', '')])
+        # Silent of missing tuners; load_tuned checks the rest.
+        load_checkpoint(model, str(base), map_location='cpu', logger='silent')
     metadata = load_tuned(model, tuned)
     if as_config and not metadata['roots'].keys() <= roots.keys():
         raise ValueError(

@@ -4,7 +4,7 @@ The models, the preparation of the images and the drawing are those of mmdet's
 and mmpretrain's inferencers.
 """
 import json
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Iterator, List, Optional, Tuple
 
@@ -269,14 +269,8 @@ def _predict_odd(predictor, image: np.ndarray):
 
 
 def _batches(items, size: int) -> Iterator[list]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    items = iter(items)
+    return iter(lambda: list(islice(items, size)), [])
 
 
 def _check_device(name: str) -> str:

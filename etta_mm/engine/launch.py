@@ -177,8 +177,7 @@ def _load_tuned(runner: Runner, path: str, resume: bool) -> None:
             model,
             base,
             map_location='cpu',
-            logger=runner.logger,
-            revise_keys=[(r'^module\.', '')])
+            logger=runner.logger)
     load_tuned(model, path,
                _classes(runner.train_loop if resume else runner.test_loop))
     runner._has_loaded = True

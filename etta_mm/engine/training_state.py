@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from .atomic import write_atomically
 from .fingerprint import tensors_fingerprint
 from .tuned_checkpoint import tuned_state_dict
-from .tuned_file import checksum, read_tensors
+from .tuned_file import STATE_KEY, checksum, read_tensors
 
 STATE_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # 1 has no checksums
-STATE_KEY = 'etta_mm_training'
 CHECKSUM_KEY = 'etta_mm_training_sha256'
 #: What the Runner cannot resume without.
 NEEDED = ('meta', 'message_hub', 'optimizer')

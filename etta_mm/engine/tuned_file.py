@@ -27,7 +27,7 @@ FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # 1 has one hash of the whole base, and no others
 METADATA_KEY = 'etta_mm'
 CHECKSUM_KEY = 'etta_mm_sha256'
-TRAINING_KEY = 'etta_mm_training'  # of a training state, which is another file
+STATE_KEY = 'etta_mm_training'  # of a training state, which is another file
 #: What torch.save writes first: a ZIP archive, formerly a pickle.
 TORCHS_STARTS = (b'PK\x03\x04', b'\x80\x02\x8a')
 DTYPES = ('F64', 'F32', 'F16', 'BF16', 'I64', 'I32', 'I16', 'I8', 'U8', 'BOOL')
@@ -155,7 +155,7 @@ def _open(path, with_tensors: bool = False):
 
 def _read(path, with_tensors: bool):
     header, tensors = _open(path, with_tensors)
-    if TRAINING_KEY in header and METADATA_KEY not in header:
+    if STATE_KEY in header and METADATA_KEY not in header:
         name = Path(path).name.replace('.train.', '.')
         raise ValueError(
             f'{path} is the training state of a tuned checkpoint, without its '

@@ -6,7 +6,6 @@ DETR's layers are called with keywords, and a re-entrant checkpoint whose
 inputs need no gradient, as those of a frozen base, gives none to the tuners
 inside. This one is neither.
 """
-from functools import lru_cache
 from typing import Iterator, Optional
 
 import torch
@@ -17,9 +16,13 @@ from mmpretrain.models.utils import SwiGLUFFN
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .derived import Derived, derived_class
 
-class Checkpointed:
+
+class Checkpointed(Derived):
     """Mixin of a layer whose activations are computed twice, not kept."""
+
+    prefix = 'Checkpointed'
 
     def forward(self, *args, **kwargs):
         """As the layer's."""
@@ -36,25 +39,6 @@ class Checkpointed:
         # time; a Deformable DETR's encoder passes keywords only.
         return checkpoint(
             by_position, *args, *kwargs.values(), use_reentrant=False)
-
-    def __reduce_ex__(self, protocol):
-        """Pickle by the layer's own class: this one has no importable name."""
-        own = vars(type(self)).get('layer_class')
-        if own is None:  # a class that was made of this one
-            return super().__reduce_ex__(protocol)
-        return _new, (own, ), self.__dict__
-
-
-@lru_cache(maxsize=None)
-def checkpointed_class(cls: type) -> type:
-    """The class ``cls`` with its forward checkpointed."""
-    return type(f'Checkpointed{cls.__name__}', (Checkpointed, cls),
-                dict(layer_class=cls))
-
-
-def _new(cls: type) -> nn.Module:
-    cls = checkpointed_class(cls)
-    return cls.__new__(cls)
 
 
 def transformer_layers(model: nn.Module) -> Iterator[nn.Module]:
@@ -123,5 +107,5 @@ def checkpoint_layers(model: nn.Module, number: Optional[int] = None) -> int:
                 'attn_drop_rate to 0, or leave with_cp out')
     for layer in layers[:number]:
         if not isinstance(layer, Checkpointed):
-            layer.__class__ = checkpointed_class(type(layer))
+            layer.__class__ = derived_class(Checkpointed, type(layer))
     return number

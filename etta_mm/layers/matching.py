@@ -10,7 +10,6 @@ computes costs and targets in half precision, and this in single.
 
 Like the sublayers, a head takes its class in place.
 """
-from functools import lru_cache
 from typing import Iterator, List
 
 import torch
@@ -24,6 +23,8 @@ from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from .derived import Derived, derived_class
+
 #: Costs that look at one pair of a prediction and a box, and, after both are
 #: scaled alike, give the same.
 PAIRWISE = (BBoxL1Cost, ClassificationCost, FocalLossCost, IoUCost)
@@ -32,8 +33,10 @@ PAIRWISE = (BBoxL1Cost, ClassificationCost, FocalLossCost, IoUCost)
 CPU_PAIRS, GPU_PAIRS = 2**15, 2**19
 
 
-class BatchMatching:
+class BatchMatching(Derived):
     """Mixin of a head that matches the images of a batch together."""
+
+    prefix = 'BatchMatching'
 
     def get_targets(self, cls_scores_list: List[Tensor],
                     bbox_preds_list: List[Tensor],
@@ -120,13 +123,6 @@ class BatchMatching:
             for cost in self.assigner.match_costs)
         return cost.cpu().numpy()
 
-    def __reduce_ex__(self, protocol):
-        """Pickle by the head's own class: this one has no importable name."""
-        own = vars(type(self)).get('head_class')
-        if own is None:  # a class that was made of this one
-            return super().__reduce_ex__(protocol)
-        return _new, (own, ), self.__dict__
-
 
 def _groups(num_queries: List[int], num_gts: List[int],
             on_gpu: bool) -> Iterator[tuple]:
@@ -147,21 +143,9 @@ def _groups(num_queries: List[int], num_gts: List[int],
         yield queries, gts
 
 
-@lru_cache(maxsize=None)
-def batch_matching_class(cls: type) -> type:
-    """The head ``cls`` with its images matched together."""
-    return type(f'BatchMatching{cls.__name__}', (BatchMatching, cls),
-                dict(head_class=cls))
-
-
-def _new(cls: type) -> nn.Module:
-    cls = batch_matching_class(cls)
-    return cls.__new__(cls)
-
-
 def unmatched_class(module: nn.Module) -> type:
     """The class of ``module``, of a head that matches a batch its own."""
-    return vars(type(module)).get('head_class', type(module))
+    return vars(type(module)).get('derived_from', (type(module), ))[-1]
 
 
 def match_batches(model: nn.Module) -> int:
@@ -183,7 +167,7 @@ def match_batches(model: nn.Module) -> int:
         and type(m)._get_targets_single is DETRHead._get_targets_single
     ]
     for head in heads:
-        head.__class__ = batch_matching_class(type(head))
+        head.__class__ = derived_class(BatchMatching, type(head))
     return len(heads)
 
 

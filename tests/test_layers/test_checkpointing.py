@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from etta_mm.layers import (checkpoint_layers, checkpointing,
                             transformer_layers)
-from etta_mm.layers.checkpointing import Checkpointed, checkpointed_class
+from etta_mm.layers.checkpointing import Checkpointed
+from etta_mm.layers.derived import derived_class
 
 NUM_LAYERS = dict(
     detr=4, deformable=4, deformable_twostage=4, vit=2, vit_swiglu=2,
@@ -123,7 +124,7 @@ def test_a_checkpointed_model_can_be_pickled(pair):
 
 def test_a_class_made_of_a_checkpointed_layer_stays_what_it_is_when_copied():
     layer = nn.TransformerEncoderLayer(4, 2)
-    layer.__class__ = checkpointed_class(type(layer))
+    layer.__class__ = derived_class(Checkpointed, type(layer))
     layer.__class__ = type('Made', (type(layer), ), {})
     assert type(copy.deepcopy(layer)) is type(layer)
 
