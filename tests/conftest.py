@@ -24,8 +24,10 @@ def pytest_configure(config):
     config.addinivalue_line('markers', 'gpu: needs a GPU')
 
 
-def pytest_collection_finish():
-    # What the imports have made is no garbage; collections need not look.
+@pytest.fixture(scope='module', autouse=True)
+def collections_look_at_this_module():
+    """What the imports and other modules left alive is no garbage: millions of
+    objects, at which no collection need look again."""
     gc.collect()
     gc.freeze()
 

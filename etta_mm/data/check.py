@@ -46,14 +46,32 @@ def check_dataset(dataset: dict, name: str = 'dataset') -> None:
         TypeError: If a data set is given what its type does not take.
         ValueError: If annotations or folders do not fit the classes.
     """
-    for leaf, where in leaves(dataset, name):
+    inside = list(leaves(dataset, name))
+    for leaf, where in inside:
         built = unread(leaf, where)
+        with_files = built is not None and built._indices is None and (
+            _loads_files(leaf.get('pipeline') or ()))
         if isinstance(built, CocoDataset):
-            _check_coco(built, where)
+            _check_coco(built, with_files, len(inside) == 1, where)
         elif built is not None:
             named = leaf.get('classes') or (leaf.get('metainfo')
                                             or {}).get('classes')
-            _check_custom(built, bool(named), classes_key(leaf), where)
+            _check_custom(built, bool(named), with_files, classes_key(leaf),
+                          where)
+
+
+def _loads_files(pipeline: Sequence[dict]) -> bool:
+    """Whether the images are read from this machine's disk, and each must be
+    there; so it is where nothing says otherwise."""
+    for step in pipeline:
+        kind = step.get('type', '') if isinstance(step, dict) else ''
+        kind = getattr(kind, '__name__', kind).rpartition('.')[2]
+        if kind.startswith('Load') and 'Annotations' not in kind:
+            args = step.get('backend_args') or step.get('file_client_args') or {}
+            return (kind == 'LoadImageFromFile' and
+                    not step.get('ignore_empty') and
+                    args.get('backend', 'local') in ('local', 'disk'))
+    return True
 
 
 def check_images(folder: str, files: Sequence[str], source: str,
@@ -86,7 +104,8 @@ def check_images(folder: str, files: Sequence[str], source: str,
             'them out of the annotations.')
 
 
-def _check_coco(dataset: CocoDataset, name: str) -> None:
+def _check_coco(dataset: CocoDataset, with_files: bool, is_alone: bool,
+                name: str) -> None:
     check_file(dataset.ann_file, f'{name}: the annotation file',
                f'Set {name}.data_root and {name}.ann_file.')
     content = read_coco(dataset.ann_file, name)
@@ -110,11 +129,12 @@ def _check_coco(dataset: CocoDataset, name: str) -> None:
             f'{dataset.ann_file} is left with filter_cfg={dataset.filter_cfg}.'
             ' Give annotations with images, and to train, with boxes of '
             f'{first(dataset.metainfo["classes"])}, or another filter_cfg.')
-    if not dataset.test_mode:
+    # Images without any may stand beside others, as background or unlabelled.
+    if not dataset.test_mode and (is_alone or content.get('annotations')):
         classes = dataset.metainfo['classes']
         check_annotated(content, classes, dataset.ann_file, name)
         check_boxes(content, classes, images, dataset.ann_file, name)
-    if dataset._indices is None:
+    if with_files:
         check_images(dataset.data_prefix['img'],
                      [item['file_name'] for item in images], dataset.ann_file,
                      name)
@@ -157,24 +177,26 @@ def _without_labels(lines: List[str], dataset: CustomDataset,
     return files
 
 
-def _check_custom(dataset: CustomDataset, with_named_classes: bool, key: str,
-                  name: str) -> None:
+def _check_custom(dataset: CustomDataset, with_named_classes: bool,
+                  with_files: bool, key: str, name: str) -> None:
     folder = dataset.img_prefix or '.'
-    check_file(folder, f'{name}: the folder of images',
-               f'Set {name}.data_root and {name}.data_prefix.')
+    if with_files or not dataset.ann_file:
+        check_file(folder, f'{name}: the folder of images',
+                   f'Set {name}.data_root and {name}.data_prefix.')
     if dataset.ann_file:
         check_file(dataset.ann_file, f'{name}: the annotation file',
                    f'Set {name}.data_root and {name}.ann_file.')
         files = list_from_file(dataset.ann_file)
         if dataset.with_label:
             files = _without_labels(files, dataset, name)
-        if dataset._indices is None:
+        if with_files:
             check_images(folder, files, dataset.ann_file, name)
     elif dataset.with_label:
         found = find_folders(folder)[0]
-        # The names that a type brings along (ImageNet's) are not those of the
-        # folders, but there must be a folder for each.
-        if with_named_classes:
+        # Names that a type brings along (ImageNet's), or others for all of them
+        # (n01440764: tench), are not those of the folders, but there must be a
+        # folder for each.
+        if with_named_classes and set(found) & set(dataset.CLASSES):
             check_classes(dataset.CLASSES, found, folder, name, key)
         if dataset.CLASSES and len(found) != len(dataset.CLASSES):
             raise ValueError(

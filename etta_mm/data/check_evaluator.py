@@ -10,10 +10,6 @@ from .classes import classes_of, first
 from .file import check_file
 from .unread import found_type, is_remote, leaves, unread
 
-#: By name: importing mmdet's metrics warns of a package that is optional.
-COCO_METRIC = dict(type='mmdet.CocoMetric')
-ACCURACY = dict(type='mmpretrain.Accuracy')
-
 
 def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
     """Check that the metrics are for the data.
@@ -48,7 +44,8 @@ def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
             'is evaluated.')
         # Of several data sets, each may have a metric of its own.
         if (len(inside) == 1 and isinstance(inside[0], CocoDataset)
-                and _is_coco(metric) and not metric.get('format_only')):
+                and _is_a(metric, 'mmdet.CocoMetric')
+                and not metric.get('format_only')):
             _check_same(metric['ann_file'], inside[0], name)
             content = read_coco(metric['ann_file'], name)
             check_annotated(content, inside[0].metainfo['classes'],
@@ -58,7 +55,8 @@ def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
                        metric['ann_file'], name)
 
 
-def check_save_best(hooks: Optional[dict], evaluator) -> None:
+def check_save_best(hooks: Optional[dict], evaluator,
+                    loop: Optional[dict] = None) -> None:
     """Check the names of the metrics by which the best checkpoint is kept.
 
     A run would end at its first validation where none is called so.
@@ -66,10 +64,15 @@ def check_save_best(hooks: Optional[dict], evaluator) -> None:
     Args:
         hooks (dict, optional): ``default_hooks`` of a config.
         evaluator (dict | list[dict]): ``val_evaluator`` of the config.
+        loop (dict, optional): ``val_cfg`` of the config.
 
     Raises:
         ValueError: If a name does not begin as any metric's do.
     """
+    has_type = isinstance(evaluator, dict) and 'metrics' in evaluator
+    if not _is_plain(loop, 'ValLoop') or (
+            has_type and not _is_plain(evaluator, 'Evaluator')):
+        return  # others may put names of their own before those of the metrics
     names = ((hooks or {}).get('checkpoint') or {}).get('save_best') or ()
     prefixes = set()
     for metric in _metrics(evaluator):
@@ -89,6 +92,12 @@ def check_save_best(hooks: Optional[dict], evaluator) -> None:
                 "'auto' for the first that there is.")
 
 
+def _is_plain(cfg: Optional[dict], default: str) -> bool:
+    """Whether a config has no type or mmengine's ``default``."""
+    kind = (cfg or {}).get('type', default)
+    return getattr(kind, '__name__', kind).rpartition('.')[2] == default
+
+
 def _metrics(evaluator) -> list:
     if isinstance(evaluator, dict):
         evaluator = evaluator.get('metrics', evaluator)
@@ -98,19 +107,16 @@ def _metrics(evaluator) -> list:
                                          (list, tuple)) else [evaluator]
 
 
-def _is_coco(metric: dict) -> bool:
-    return _is_a(metric, COCO_METRIC)
-
-
-def _is_a(metric: dict, kind: dict) -> bool:
+def _is_a(metric: dict, name: str) -> bool:
+    # By name: importing mmdet's metrics warns of a package that is optional.
     host = found_type(metric, METRICS)
-    return isinstance(host, type) and issubclass(host,
-                                                 found_type(kind, METRICS))
+    return isinstance(host, type) and issubclass(
+        host, found_type(dict(type=name), METRICS))
 
 
 def _check_topk(metric, classes, name: str) -> None:
     if not (isinstance(metric, dict) and classes and metric.get('topk')
-            and _is_a(metric, ACCURACY)):
+            and _is_a(metric, 'mmpretrain.Accuracy')):
         return
     topk = metric['topk']
     most = max(topk) if isinstance(topk, (list, tuple)) else topk

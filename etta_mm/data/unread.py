@@ -13,6 +13,9 @@ from mmpretrain.datasets import CustomDataset
 OLD_KEYS = dict(
     classes='metainfo=dict(classes=...)', img_prefix='data_prefix=dict(img=...)')
 
+#: Methods by which a data set reads what it is given.
+READING = ('load_data_list', 'full_init', 'get_data_info', 'prepare_data')
+
 
 def leaves(dataset, name: str = 'dataset') -> Iterator[Tuple[dict, str]]:
     """The data sets inside the wrappers, and where they stand in the config.
@@ -52,16 +55,19 @@ def unread(dataset: dict, name: str = 'dataset') -> Optional[BaseDataset]:
     """
     host = found_type(dataset, DATASETS)
     if host is None or is_remote(dataset) or not (
-            _reads_like(host, CocoDataset,
-                        ('load_data_list', 'parse_data_info'))
-            or _reads_like(host, CustomDataset,
-                           ('load_data_list', '_find_samples'))):
+            _reads_like(host, CocoDataset, ('parse_data_info', 'COCOAPI'))
+            and (_is_zoos(host) or host.filter_data is CocoDataset.filter_data)
+            or _reads_like(host, CustomDataset, ('_find_samples', ))):
         return None
     _check_named_classes(dataset, name)
     kwargs = {k: v for k, v in dataset.items() if k not in ('type', '_scope_')}
     try:
         return host(**{**kwargs, 'pipeline': [], 'lazy_init': True})
-    except TypeError as error:
+    except Exception as error:
+        if not _is_zoos(host):
+            return None  # it may need what is not there before the data is read
+        if not isinstance(error, TypeError):
+            raise
         if 'unexpected keyword argument' not in str(error):
             raise
         now = [
@@ -114,6 +120,11 @@ def is_remote(cfg: dict) -> bool:
     return backend != 'local' or any('://' in (path or '') for path in paths)
 
 
+def _is_zoos(host: type) -> bool:
+    return host.__module__.split('.')[0] in ('mmdet', 'mmpretrain')
+
+
 def _reads_like(host: type, parent: type, methods: Sequence[str]) -> bool:
     return issubclass(host, parent) and all(
-        getattr(host, method) is getattr(parent, method) for method in methods)
+        getattr(host, method) is getattr(parent, method)
+        for method in (*methods, *READING))

@@ -77,11 +77,20 @@ class AtomicCheckpointHook(CheckpointHook):
         Args:
             runner (Runner): The runner of the training.
         """
+        info = runner.message_hub.runtime_info
+        before = list(info.get('keep_ckpt_ids') or ())
         super().before_train(runner)
+        if self.max_keep_ckpts > 0:  # with fewer to keep than before
+            self.removed.update(
+                self.file_backend.join_path(self.out_dir,
+                                            self.filename_tmpl.format(step))
+                for step in set(before) - set(self.keep_ckpt_ids))
         self._take_own_best(runner.message_hub)
-        if '://' not in str(self.out_dir) and not (self.backend_args
-                                                   or self.file_client_args):
+        backend = self.backend_args or self.file_client_args or {}
+        if ('://' not in str(self.out_dir)
+                and backend.get('backend', 'local') in ('local', 'disk')):
             self.backend_args = dict(backend='atomic')
+            self.file_client_args = None  # the same, as it was written before
             self.file_backend = get_file_backend(
                 self.out_dir, backend_args=self.backend_args)
 

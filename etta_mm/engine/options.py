@@ -293,5 +293,7 @@ def _check_data(cfg: Config, *splits: str) -> None:
             check_evaluator(
                 cfg.get(f'{split}_evaluator'), f'{split}_evaluator', dataset)
         if len(datasets) > 1:
-            check_save_best(cfg.get('default_hooks'), cfg.get('val_evaluator'))
+            check_save_best(
+                cfg.get('default_hooks'), cfg.get('val_evaluator'),
+                cfg.get('val_cfg'))
             check_same_classes(*datasets.values())

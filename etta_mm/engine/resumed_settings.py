@@ -27,6 +27,29 @@ def differences(runner, checkpoint: dict) -> List[str]:
     return list(found)
 
 
+def check_schedules(runner, checkpoint: dict) -> None:
+    """Refuse schedules of which the checkpoint has not the states: they would
+    begin anew, from rates that others have changed.
+
+    Args:
+        runner (Runner): As for :func:`differences`.
+        checkpoint (dict): Likewise.
+
+    Raises:
+        ValueError: If the checkpoint has the states of another number.
+    """
+    ours = getattr(runner, 'param_schedulers', None) or []
+    saved = checkpoint.get('param_schedulers') or []
+    if (isinstance(ours, list) and isinstance(saved, list)
+            and len(ours) != len(saved)):
+        raise ValueError(
+            f'the checkpoint holds the states of {len(saved)} schedules, and '
+            f'the config has {len(ours)}: the resumed training would have the '
+            'rates of neither. Give it the schedules that it was trained with '
+            '(and save_param_scheduler=True to CheckpointHook), or give the '
+            'checkpoint as load_from, without --resume')
+
+
 def _of_groups(runner, checkpoint: dict) -> Iterator[str]:
     optimizer = checkpoint.get('optimizer')
     groups = getattr(

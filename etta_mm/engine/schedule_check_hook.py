@@ -50,6 +50,13 @@ def _is_warm_up(schedule) -> bool:
             and schedule.start_factor < schedule.end_factor)
 
 
+def _is_followed(schedule, schedules: list) -> bool:
+    """Whether another schedule of the same setting takes over at its end."""
+    return any(
+        other.begin >= schedule.end and other.by_epoch == schedule.by_epoch
+        and other.param_name == schedule.param_name for other in schedules)
+
+
 def _check_warm_up(schedule) -> None:
     if _is_warm_up(schedule) and schedule.end - schedule.begin == 1:
         unit = 'epoch' if schedule.by_epoch else 'iteration'
@@ -94,7 +101,7 @@ def _mismatches(loop, schedules: list) -> Iterator[str]:
                        (loop.max_iters, 'iterations'))
         if isinstance(schedule, CosineAnnealingParamScheduler):
             end = schedule.begin + schedule.T_max
-            if end != total:
+            if end != total and not _is_followed(schedule, schedules):
                 what = ('behind that the rate is next to nothing, or rises '
                         'again' if end < total else
                         'it stops before the rate has come down')

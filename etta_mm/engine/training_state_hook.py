@@ -11,7 +11,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
 
 from .random_state import random_state, set_random_state
-from .resumed_settings import differences, warning
+from .resumed_settings import check_schedules, differences, warning
 from .sharded_model import plain_name
 from .wrapper import unwrapped
 
@@ -89,10 +89,14 @@ class TrainingStateHook(Hook):
         Args:
             runner (Runner): The runner of the training.
             checkpoint (dict): What is loaded.
+
+        Raises:
+            ValueError: If it has not the states of the schedules.
         """
         if not runner._resume:
             return
         self._resumed = checkpoint.get(STATE_KEY)
+        check_schedules(runner, checkpoint)
         found = differences(runner, checkpoint)
         if found:
             runner.logger.warning(warning(found))

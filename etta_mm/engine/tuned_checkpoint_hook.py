@@ -64,15 +64,16 @@ class TunedCheckpointHook(Hook):
                                'checkpoints are written.')
             return
         self._seen = self._full_checkpoints(runner)
+        removed = self._removed(runner)
         if runner._resume:
             for folder in {
                     Path(hook.out_dir)
                     for hook in runner.hooks
                     if isinstance(hook, CheckpointHook)
             }:
-                for full in folder.glob('*.pth'):
-                    tuned = full.with_suffix('.safetensors')
-                    if tuned.exists():
+                for tuned in folder.glob('*.safetensors'):
+                    full = tuned.with_suffix('.pth')
+                    if full.exists() or str(full) in removed:
                         self._written[str(full)] = tuned
 
     # The Runner counts on after these hooks, and before a validation.
@@ -131,7 +132,8 @@ class TunedCheckpointHook(Hook):
                     dataset_meta=plain_metainfo(
                         getattr(runner.train_dataloader.dataset, 'metainfo',
                                 {})))
-                self._written[full] = Path(full).with_suffix('.safetensors')
+                self._written[str(Path(full))] = Path(full).with_suffix(
+                    '.safetensors')
                 self._own.add(full)
         removed = self._removed(runner)
         for full in [f for f in self._written if not Path(f).exists()]:
@@ -149,7 +151,7 @@ class TunedCheckpointHook(Hook):
         for hook in hooks:
             if not hasattr(hook, 'removed'):
                 return () if self._saved is None else self._written
-            removed |= hook.removed
+            removed |= {str(Path(path)) for path in hook.removed}
         return removed
 
     def forget(self, full: str) -> None:

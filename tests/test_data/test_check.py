@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from mmdet.datasets import CocoDataset
 
 from etta_mm.data import CLASSES, annotations, make_glyphs
 from etta_mm.data.check import check_dataset
@@ -372,6 +373,64 @@ def test_other_types_and_other_machines_are_left_alone(coco):
         check_dataset(dict(coco, backend_args=dict(backend='local')))
 
 
+@pytest.mark.parametrize('loader', [
+    dict(type='LoadImageFromFile', backend_args=dict(backend='lmdb')),
+    dict(type='mmdet.LoadImageFromFile', ignore_empty=True),
+    dict(type='LoadImageFromZip'),
+])
+def test_images_that_are_loaded_otherwise_may_be_elsewhere(
+        coco, folders, tmp_path, loader):
+    (tmp_path / 'list.txt').write_text('1.jpg 0\n')
+    listed = dict(folders, ann_file=str(tmp_path / 'list.txt'),
+                  data_prefix='gone')
+    coco['data_prefix'] = dict(img='gone/')
+    for dataset in (coco, listed):
+        check_dataset(dict(dataset, pipeline=[loader]))
+        with pytest.raises(FileNotFoundError):
+            check_dataset(dict(dataset, pipeline=[
+                dict(type='LoadAnnotations'), dict(type='LoadImageFromFile')]))
+
+
+def test_images_without_annotations_may_stand_beside_others(coco, tmp_path):
+    content = annotations_of(coco, annotations=[])
+    none = with_annotations(coco, tmp_path / 'none.json', content)
+    check_dataset(dict(type='ConcatDataset', datasets=[coco, none]))
+    with pytest.raises(ValueError, match='none of the 0 annotations'):
+        check_dataset(dict(type='RepeatDataset', times=2, dataset=none))
+
+
+class OwnCoco(CocoDataset):
+    """Knows its images only when the data have been read."""
+
+    def __init__(self, ann_file, data_root, data_prefix):
+        super().__init__(ann_file=ann_file, data_root=data_root,
+                         data_prefix=data_prefix)
+
+
+class Filtering(CocoDataset):
+
+    def filter_data(self):
+        return []
+
+
+def test_classes_of_the_users_that_read_otherwise_are_left_alone(coco):
+    coco['data_prefix'] = dict(img='gone/')
+    for kind in (OwnCoco, Filtering):
+        given = {key: coco[key]
+                 for key in ('ann_file', 'data_root', 'data_prefix')}
+        check_dataset(dict(given, type=kind))
+    with pytest.raises(FileNotFoundError):
+        check_dataset(dict(coco, type=type('Heir', (CocoDataset, ), {})))
+
+
+def test_other_names_for_all_class_folders_pass(folders):
+    folders['metainfo'] = dict(classes=[f'the letter {c}' for c in CLASSES])
+    check_dataset(folders)
+    folders['metainfo'] = dict(classes=[*folders['metainfo']['classes'], 'cat'])
+    with pytest.raises(ValueError, match='36 folders.*37 classes'):
+        check_dataset(folders)
+
+
 def test_a_class_without_a_folder_is_an_error(folders):
     folders['metainfo'] = dict(classes=(*CLASSES, 'cat'))
     with pytest.raises(ValueError, match='lacks 1 of the 37 classes: cat'):
@@ -555,6 +614,18 @@ def test_a_best_checkpoint_by_what_may_be_measured_passes(best, evaluator):
     check_save_best(dict(checkpoint=dict(save_best=best)), evaluator)
     check_save_best(None, evaluator)
     check_save_best(dict(checkpoint=None), evaluator)
+
+
+@pytest.mark.parametrize('evaluator, loop', [
+    (dict(type='MultiDatasetsEvaluator', metrics=[COCO],
+          dataset_prefixes=['A']), None),
+    (COCO, dict(type='TeacherStudentValLoop')),
+])
+def test_what_renames_metrics_is_left_alone(evaluator, loop):
+    hooks = dict(checkpoint=dict(save_best='A/coco/bbox_mAP'))
+    check_save_best(hooks, evaluator, loop)
+    with pytest.raises(ValueError, match='save_best'):
+        check_save_best(hooks, COCO, dict(type='mmengine.ValLoop'))
 
 
 def test_a_metric_without_its_annotation_file_is_an_error(tmp_path):

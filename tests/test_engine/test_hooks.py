@@ -241,6 +241,29 @@ def test_the_best_checkpoint_of_each_metric_gets_a_tuned_one(tmp_path):
     assert_each_pth_has_its_tuned_file(tmp_path)
 
 
+@pytest.mark.parametrize('backend', ['local', 'atomic'])
+def test_where_the_backend_is_named_tuned_files_go_as_well(tmp_path, backend):
+    """Of the best ones there would be more than one."""
+    runner(
+        tmp_path, checkpoint=dict(
+            type='AtomicCheckpointHook', max_keep_ckpts=1, save_best='second',
+            rule='greater', backend_args=dict(backend=backend))).train()
+    assert names(tmp_path, '.pth') == ['best_second_epoch_3', 'epoch_3']
+    assert_each_pth_has_its_tuned_file(tmp_path)
+
+
+def test_with_fewer_to_keep_tuned_files_go_as_well(tmp_path):
+    keep = dict(type='AtomicCheckpointHook', max_keep_ckpts=3)
+    runner(tmp_path, checkpoint=keep).train()
+    assert names(tmp_path, '.pth') == ['epoch_1', 'epoch_2', 'epoch_3']
+    keep['max_keep_ckpts'] = 1
+    again = runner(tmp_path, max_epochs=4, checkpoint=keep, resume=True)
+    again.val_evaluator.metrics[0].epoch = 3
+    again.train()
+    assert names(tmp_path, '.pth') == ['epoch_4']
+    assert_each_pth_has_its_tuned_file(tmp_path)
+
+
 def test_a_resumed_training_keeps_the_tuned_files_in_step(tmp_path):
     runner(tmp_path, max_epochs=2).train()
     before = (tmp_path / 'epoch_2.safetensors').read_bytes()

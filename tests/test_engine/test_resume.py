@@ -228,6 +228,10 @@ WARM_UP = dict(type='LinearLR', start_factor=0.1, end=7, by_epoch=False)
     ([dict(type='CosineAnnealingLR', T_max=1)], ['ends at 1 of 2 epochs']),
     ([WARM_UP], ['is 7 iterations long, and the training 8']),
     ([dict(WARM_UP, end=4)], []),
+    ([dict(type='CosineAnnealingLR', T_max=1, end=1),
+      dict(type='ConstantLR', factor=1, begin=1)], []),
+    ([dict(type='CosineAnnealingLR', T_max=1, end=1),
+      dict(type='ConstantMomentum', factor=1, begin=1)], ['ends at 1 of 2']),
     ([dict(type='ExponentialLR', gamma=0.9)], []),
     ([dict(type='MultiStepLR', milestones=[1])], []),
 ], ids=str)
@@ -238,6 +242,21 @@ def test_schedules_of_another_length_than_the_training_are_named(
     log = log_of(tmp_path / 'run')
     assert ('T_max and end' in log or 'warm-up' in log) == bool(words)
     assert all(word in log for word in words), log
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+@pytest.mark.parametrize('before, after', [(0, 1), (1, 0), (1, 2)])
+def test_a_resume_without_the_states_of_its_schedules_is_refused(
+        base, tmp_path, before, after, suffix):
+    """Their rates would start anew from rates that others have changed."""
+    train(tmp_path / 'run', base, 2, 1, param_scheduler=schedule(2) * before)
+    saved = str(tmp_path / f'run/epoch_1.{suffix}')
+    where = 'load_from' if suffix == 'pth' else 'tuned_from'
+    with pytest.raises(
+            ValueError, match=f'the states of {before} schedules, and the '
+            f'config has {after}: .*load_from, without --resume'):
+        train(tmp_path / 'again', base, 2, resume=True, **{where: saved},
+              param_scheduler=schedule(2) * after)
 
 
 @pytest.mark.parametrize('scaling, accumulated, words', [
