@@ -453,8 +453,11 @@ def test_custom_config_of_a_vit_reads_a_folder_for_each_class(
 ])
 def test_a_custom_config_is_for_the_batch_of_one_gpu(name, parent):
     cfg, parent = parse(f'etta/{name}.py'), parse(f'etta/{parent}.py')
-    images = cfg.train_dataloader.batch_size
-    assert cfg.auto_scale_lr.base_batch_size == images
+    images = cfg.auto_scale_lr.base_batch_size
+    assert cfg.train_dataloader.batch_size == images
+    # Whoever edits the batch alone is told that the rate is for another.
+    file = ROOT / f'etta/{name}.py'
+    assert f'base_batch_size={images}' in file.read_text()
     ratio = images / parent.auto_scale_lr.base_batch_size
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(
         parent.optim_wrapper.optimizer.lr * ratio**0.5, rel=0.02)

@@ -2,6 +2,8 @@
 import argparse
 import json
 import platform
+import shlex
+import sys
 from pathlib import Path
 
 import torch
@@ -58,13 +60,14 @@ def main(argv=None):
                 'cuda') else platform.machine(),
             threads=torch.get_num_threads(),
             torch=torch.__version__)
+        command = shlex.join(['python', 'tools/growth.py', *(
+            sys.argv[1:] if argv is None else argv)])
         stored.write_text(
-            json.dumps(dict(settings=settings, rows=rows), indent=1) + '\n')
+            json.dumps(dict(command=command, settings=settings, rows=rows),
+                       indent=1) + '\n')
     found = json.loads(stored.read_text())
-    command = 'python tools/growth.py --cases ' + ' '.join(
-        dict.fromkeys(row['case'] for row in found['rows']))
-    print('written:',
-          write_growth(found['rows'], found['settings'], args.out, command))
+    print('written:', write_growth(found['rows'], found['settings'], args.out,
+                                   found['command']))
 
 
 if __name__ == '__main__':

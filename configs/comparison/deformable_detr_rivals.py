@@ -8,8 +8,7 @@ metric = 'coco/bbox_mAP'
 verdict = '''
 Two thirds of C9 are seen here: of the {full fine-tuning - no tuners} points of AP between what ETTA trains beside its
 tuners (no tuners: neck, norm layers, queries, parts of the head) and full fine-tuning,
-the tuners make up {ETTA - no tuners}; ETTA stays {full fine-tuning - ETTA} points short, several standard deviations. The
-README's demo, one seed and twice the epochs, is nearer. LoRA in attentions and
+the tuners make up {ETTA - no tuners}; ETTA stays {full fine-tuning - ETTA} points short, several standard deviations. LoRA in attentions and
 feed-forward networks is ahead of ETTA by {LoRA, attention + FFN - ETTA} points, about one standard deviation; the
 parallel adapter alone and Pfeiffer's are level with it. Prefixes alone, standard and
 scaled, bring nothing: they are within a standard deviation of no tuners, so that what

@@ -8,7 +8,9 @@ verdict = '''
 C11's order holds: of the methods that the paper compares at a twentieth, ETTA is first,
 half a point of AP ahead of Pfeiffer's adapter and of LoRA in the feed-forward networks
 (about two standard deviations), level with the parallel adapter alone, and the standard
-prefix is below the head alone. The paper's distances are larger. One method that it
+prefix is level with the head alone ({standard prefix - head only} points). LoRA in the attentions is the worst row,
+{head only - LoRA, attention} points below the head alone, at the best of its rates; why was not found out.
+The paper's distances are larger. One method that it
 does not compare here is better: parallel adapters beside the attentions are {parallel adapter, attention - ETTA} points
 ahead of ETTA, which is against C3 and against the split of ETTA's budget. As on ET-ViT,
 the scaled prefix is ahead of the standard one (C1), here by {scaled prefix - standard prefix} points. All are far

@@ -6,7 +6,8 @@ title = 'prefixes, standard and scaled, by budget'
 metric = 'accuracy/top1'
 verdict = '''
 C1 agrees: the scaled prefix is ahead of the standard one at every budget, with the
-fewest parameters too. C2 does not: neither gains from more than two percent, and the
+fewest parameters too. But the standard prefix is a point below the head alone
+([vit_rivals](../vit_rivals/README.md)), and the scaled one no more than level with it. C2 does not: neither gains from more than two percent, and the
 standard prefix does not catch up with five times the budget.
 '''
 claims = ['C1', 'C2']

@@ -24,7 +24,7 @@ val_evaluator = dict(topk=(1, ))
 test_dataloader, test_evaluator = val_dataloader, val_evaluator
 
 optim_wrapper = dict(optimizer=dict(lr=lr))
-auto_scale_lr = dict(base_batch_size=batch_size)
+auto_scale_lr = dict(base_batch_size=16)  # the images that lr is for
 train_cfg = dict(max_epochs=max_epochs)
 # The warm-up is an epoch, however many images that is (but two batches at least).
 param_scheduler = [{{_base_.epoch_warmup}}, dict(

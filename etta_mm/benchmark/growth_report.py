@@ -53,7 +53,7 @@ def growth_page(rows: List[dict], settings: dict, command: str) -> str:
         'One size changes at a time; the others are the paper\'s b = 400 and '
         'l = 50, the depth of the zoo model, and the image and batch below. The '
         '**floor** is the same model with one scalar in the place of the '
-        'lowest tuner, its head trained as well for a detector. Operations are '
+        'lowest tuner, its head trained as well. Operations are '
         'those of the products, forward and backward; what the tuners '
         'themselves do (three times their share of the forward pass) is one of '
         'the columns. Activations are the bytes that autograd keeps; moments '

@@ -155,8 +155,8 @@ class Rival:
         self.trained = [
             p for p in contestant.model.parameters() if p.requires_grad
         ]
-        self.optimizer = torch.optim.AdamW(
-            self.trained, lr=1e-5) if contestant.trains else None
+        self.optimizer = torch.optim.AdamW(  # as in configs/etta
+            self.trained, lr=1e-5, fused=True) if contestant.trains else None
         self.clock = Clock(device)
         self.gradient_bytes = 0
         self._infer = {}

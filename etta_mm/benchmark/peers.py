@@ -2,7 +2,9 @@
 
 Hugging Face's models tuned with its peft, and mmpretrain's ``LoRAModel``. Not
 the same code as the host's, so the models differ in detail; their batch and
-image size are the same.
+image size are the same. Without the package ``kernels``, transformers samples
+for deformable attention in plain PyTorch on a GPU as well, where mmdet has
+mmcv's op.
 """
 from pathlib import Path
 from typing import Callable

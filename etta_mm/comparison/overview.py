@@ -72,7 +72,7 @@ def replace_table(text: str, lines: List[str]) -> str:
 
 
 def _cell(summary: Summary, num_seeds: int) -> str:
-    if len(summary.values) < num_seeds or summary.failed:
+    if len(summary.values) < num_seeds:
         return 'not yet run'
     text = f'{summary.mean:.{num_digits(summary.mean)}f}'
     if summary.deviation is not None:

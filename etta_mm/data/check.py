@@ -20,6 +20,7 @@ from typing import List, Sequence
 
 from mmdet.datasets import CocoDataset
 from mmengine.fileio import list_dir_or_file, list_from_file
+from mmengine.logging import print_log
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.datasets.custom import find_folders
 
@@ -32,6 +33,9 @@ from .unread import leaves, unread
 #: Endings of pictures that mmpretrain does not take by itself.
 OTHER_PICTURES = ('.webp', '.tiff', '.jfif', '.jpe', '.jp2', '.gif', '.avif',
                   '.heic')
+#: Folders that hold no class, but a part of the data.
+SPLITS = {'train', 'val', 'test', 'valid', 'validation', 'images', 'masks',
+          'labels', 'annotations'}
 
 
 def check_dataset(dataset: dict, name: str = 'dataset') -> None:
@@ -193,10 +197,9 @@ def _check_custom(dataset: CustomDataset, with_named_classes: bool,
             check_images(folder, files, dataset.ann_file, name)
     elif dataset.with_label:
         found = find_folders(folder)[0]
-        # Names that a type brings along (ImageNet's), or others for all of them
-        # (n01440764: tench), are not those of the folders, but there must be a
-        # folder for each.
-        if with_named_classes and set(found) & set(dataset.CLASSES):
+        # The names that a type brings along (ImageNet's) are not those of the
+        # folders, but there must be a folder for each.
+        if with_named_classes and not _are_other_names(dataset.CLASSES, found):
             check_classes(dataset.CLASSES, found, folder, name, key)
         if dataset.CLASSES and len(found) != len(dataset.CLASSES):
             raise ValueError(
@@ -206,6 +209,20 @@ def _check_custom(dataset: CustomDataset, with_named_classes: bool,
                 f'folder a class: move the others away or set {name}.{key}.')
     if not dataset.ann_file:
         _check_extensions(dataset, folder, name)
+
+
+def _are_other_names(classes: Sequence[str], found: Sequence[str]) -> bool:
+    """Whether classes have names of their own beside those of the folders, such
+    as n01440764: tench. What may be a mistake is none."""
+    ours, theirs = ({item.casefold() for item in items}
+                    for items in (classes, found))
+    if len(classes) != len(found) or theirs & (ours | SPLITS):
+        return False
+    print_log(
+        'The classes are not the names of their folders: ' + first(
+            [f'{folder} is {item}' for folder, item in zip(found, classes)],
+            10), 'current')
+    return True
 
 
 def _check_extensions(dataset: CustomDataset, folder: str, name: str) -> None:

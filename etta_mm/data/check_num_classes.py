@@ -4,7 +4,8 @@ from typing import Iterator, Tuple
 
 from mmpretrain.datasets import CustomDataset
 
-from .classes import are_texts, classes_key, classes_of, first
+from .classes import (are_texts, classes_key, classes_of, first,
+                      folders_of)
 from .unread import leaves, unread
 
 #: Heads whose classes are not those of the data: objects against ground, and
@@ -88,15 +89,18 @@ def check_same_classes(train: dict, val: dict) -> None:
         val (dict): The other.
     """
     names = 'train_dataloader.dataset', 'val_dataloader.dataset'
-    found = []
-    for dataset, name in zip((train, val), names):
-        inside = [(unread(leaf, where), where)
-                  for leaf, where in leaves(dataset, name)
-                  if not are_texts(leaf)]
-        found.append([(leaf, classes_of(leaf), where)
-                      for leaf, where in inside])
-    for _, ours, here in found[0]:
-        for leaf, theirs, there in found[1]:
+    found = [[(unread(leaf, where), where)
+              for leaf, where in leaves(dataset, name) if not are_texts(leaf)]
+             for dataset, name in zip((train, val), names)]
+    for our_leaf, here in found[0]:
+        for leaf, there in found[1]:
+            both = our_leaf, leaf
+            ours, theirs = map(classes_of, both)
+            folders = [folders_of(one) for one in both]
+            # Names of their own may be given to the same folders, not to others.
+            if all(folders) and (folders[0] != folders[1] or not all(
+                    one.metainfo.get('classes') for one in both)):
+                ours, theirs = folders
             if ours and theirs and list(ours) != list(theirs):
                 differ = sorted(set(ours) ^ set(theirs), key=str)
                 remedy = (

@@ -35,11 +35,23 @@ def classes_of(dataset: Optional[BaseDataset]) -> Optional[Sequence[str]]:
     """
     if dataset is None:
         return None
-    classes = dataset.metainfo.get('classes')
-    if (isinstance(dataset, CustomDataset) and not classes
-            and dataset.with_label and not dataset.ann_file):
+    return dataset.metainfo.get('classes') or folders_of(dataset)
+
+
+def folders_of(dataset: Optional[BaseDataset]) -> Optional[List[str]]:
+    """The class folders, whose order the labels have; None if there are none.
+
+    Args:
+        dataset (BaseDataset, optional): What
+            :func:`~etta_mm.data.unread.unread` returns.
+
+    Raises:
+        FileNotFoundError: If the folder of the class folders is missing.
+    """
+    if (isinstance(dataset, CustomDataset) and dataset.with_label
+            and not dataset.ann_file):
         return find_folders(dataset.img_prefix)[0]
-    return classes
+    return None
 
 
 def are_texts(dataset: dict) -> bool:

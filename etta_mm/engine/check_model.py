@@ -53,7 +53,9 @@ MISMATCH = re.compile(
     r'(\[.*?\])\)')
 
 
-def check_model(cfg: Config, is_whole: bool = False) -> None:
+def check_model(cfg: Config,
+                is_whole: bool = False,
+                is_trained: bool = True) -> None:
     """Build the model without its numbers and compare its base with it.
 
     Errors of etta_mm's own (a tuning that does not fit, a base of another
@@ -69,6 +71,7 @@ def check_model(cfg: Config, is_whole: bool = False) -> None:
             of this model, to be tested or with ``resume`` trained on; its
             classes must be those of the data to test or to train on. Defaults
             to False.
+        is_trained (bool): Whether the run is a training. Defaults to True.
 
     Raises:
         ValueError: If the tuning or its place, the base, the strategy or the
@@ -82,6 +85,8 @@ def check_model(cfg: Config, is_whole: bool = False) -> None:
     check_strategy(cfg, is_tuned)
     check_device(model, cfg)
     _check_switches(model, cfg)
+    if is_trained:
+        _check_hooks(model, cfg)
     path: Optional[str] = cfg.get('full_from', cfg.get('load_from'))
     if path is None:
         # a tuned checkpoint asks for its base when it is loaded
@@ -151,17 +156,23 @@ def _check_switches(model: nn.Module, cfg: Config) -> None:
         value = cfg.get(key) or strategy.get(key)
         if value and tuned_roots(model):
             raise ValueError(f'{key}={value!r} {why}')
+
+
+def _check_hooks(model: nn.Module, cfg: Config) -> None:
+    """The same for hooks that do something in a training."""
+    if not tuned_roots(model):
+        return
     hooks = {
         (type_name(hook) or '').rpartition('.')[2]
         for hook in cfg.get('custom_hooks') or ()
     }
-    for hook in hooks & SYNCHRONISERS.keys() if frozen else ():
+    for hook in hooks & SYNCHRONISERS.keys():
         if cfg.get('launcher', 'none') != 'none':
             raise ValueError(
                 f'custom_hooks has a {hook}, which {SYNCHRONISERS[hook]}; the '
                 'base would no longer be that of its checkpoint. Leave it out: '
                 'what is frozen is the same in all processes.')
-    if hooks >= {'MeanTeacherHook', 'TunedCheckpointHook'} and tuned_roots(model):
+    if hooks >= {'MeanTeacherHook', 'TunedCheckpointHook'}:
         raise ValueError(
             'custom_hooks has a MeanTeacherHook, which averages the frozen '
             'weights of the teacher as well, and so rounds them: tuned '

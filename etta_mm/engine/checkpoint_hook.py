@@ -77,14 +77,14 @@ class AtomicCheckpointHook(CheckpointHook):
         Args:
             runner (Runner): The runner of the training.
         """
-        info = runner.message_hub.runtime_info
-        before = list(info.get('keep_ckpt_ids') or ())
+        surplus = self._take_surplus(runner.message_hub)
         super().before_train(runner)
-        if self.max_keep_ckpts > 0:  # with fewer to keep than before
-            self.removed.update(
-                self.file_backend.join_path(self.out_dir,
-                                            self.filename_tmpl.format(step))
-                for step in set(before) - set(self.keep_ckpt_ids))
+        if is_main_process():
+            for step in surplus:
+                path = self.file_backend.join_path(
+                    self.out_dir, self.filename_tmpl.format(step))
+                if self.file_backend.exists(path):  # else not ours to remove
+                    self._remove(path)
         self._take_own_best(runner.message_hub)
         backend = self.backend_args or self.file_client_args or {}
         if ('://' not in str(self.out_dir)
@@ -93,6 +93,16 @@ class AtomicCheckpointHook(CheckpointHook):
             self.file_client_args = None  # the same, as it was written before
             self.file_backend = get_file_backend(
                 self.out_dir, backend_args=self.backend_args)
+
+    def _take_surplus(self, message_hub) -> list:
+        """The steps of the checkpoints that a resumed training, which is to
+        keep fewer, has too many. mmengine would not say that it removes them."""
+        steps = list(message_hub.runtime_info.get('keep_ckpt_ids') or ())
+        number = len(steps) - self.max_keep_ckpts
+        if self.max_keep_ckpts <= 0 or number <= 0:
+            return []
+        message_hub.update_info('keep_ckpt_ids', steps[number:])
+        return steps[:number]
 
     def _take_own_best(self, message_hub) -> None:
         """Keep of the best checkpoints those that lie in this run's folder. A

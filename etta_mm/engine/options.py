@@ -192,7 +192,7 @@ def testing_config(args: argparse.Namespace) -> Config:
             osp.dirname(args.out) or '.', 'The folder of --out')
         dump_predictions(cfg, args.out)
     _check_data(cfg, 'test')
-    check_model(cfg, 'full_from' in cfg)
+    check_model(cfg, 'full_from' in cfg, is_trained=False)
     check_folder_writable(cfg.work_dir, 'work_dir')
     return cfg
 

@@ -34,13 +34,15 @@ class ScheduleCheckHook(Hook):
         Raises:
             ValueError: If a warm-up has one step.
         """
-        schedules = runner.param_schedulers
-        if isinstance(schedules, dict):  # of several optimizers
-            schedules = [s for group in schedules.values() for s in group]
-        for schedule in schedules or []:
-            _check_warm_up(schedule)
-        for text in _mismatches(runner.train_loop, schedules or []):
-            runner.logger.warning(text)
+        schedules = runner.param_schedulers or []
+        groups = (
+            schedules.values()  # of several optimizers
+            if isinstance(schedules, dict) else [schedules])
+        for group in groups:
+            for schedule in group:
+                _check_warm_up(schedule)
+            for text in _mismatches(runner.train_loop, group):
+                runner.logger.warning(text)
         for text in _other_batch(runner):
             runner.logger.warning(text)
 
@@ -50,11 +52,16 @@ def _is_warm_up(schedule) -> bool:
             and schedule.start_factor < schedule.end_factor)
 
 
-def _is_followed(schedule, schedules: list) -> bool:
+def _is_followed(cosine, schedules: list, loop) -> bool:
     """Whether another schedule of the same setting takes over at its end."""
+
+    def iterations(schedule, number: int) -> int:
+        return number * (len(loop.dataloader) if schedule.by_epoch else 1)
+
+    end = iterations(cosine, cosine.begin + cosine.T_max)
     return any(
-        other.begin >= schedule.end and other.by_epoch == schedule.by_epoch
-        and other.param_name == schedule.param_name for other in schedules)
+        end <= iterations(other, other.begin) < loop.max_iters
+        and other.param_name == cosine.param_name for other in schedules)
 
 
 def _check_warm_up(schedule) -> None:
@@ -101,7 +108,7 @@ def _mismatches(loop, schedules: list) -> Iterator[str]:
                        (loop.max_iters, 'iterations'))
         if isinstance(schedule, CosineAnnealingParamScheduler):
             end = schedule.begin + schedule.T_max
-            if end != total and not _is_followed(schedule, schedules):
+            if end != total and not _is_followed(schedule, schedules, loop):
                 what = ('behind that the rate is next to nothing, or rises '
                         'again' if end < total else
                         'it stops before the rate has come down')

@@ -2,10 +2,10 @@
 
 There torch makes each decision with a draw of its own, on one thread. Here a
 draw of 64 bits makes four decisions, and a decision takes a byte until the
-backward pass, where torch's takes four. Probabilities are multiples of 2^-16, and the output is scaled by
-what they are, so that its expectation is x. The draws are those of torch's
-generator: a seed gives the same masks again. On other devices, and in a
-compiler's hands, dropout is torch's.
+backward pass, where torch's takes four. Probabilities are multiples of 2^-16,
+and the output is scaled by what they are, so that its expectation is x. The
+draws are those of torch's generator: a seed gives the same masks again. On
+other devices, and in a compiler's hands, dropout is torch's.
 """
 from typing import Optional
 

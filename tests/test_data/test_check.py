@@ -427,8 +427,19 @@ def test_other_names_for_all_class_folders_pass(folders):
     folders['metainfo'] = dict(classes=[f'the letter {c}' for c in CLASSES])
     check_dataset(folders)
     folders['metainfo'] = dict(classes=[*folders['metainfo']['classes'], 'cat'])
-    with pytest.raises(ValueError, match='36 folders.*37 classes'):
+    with pytest.raises(ValueError, match='lacks 37 of the 37 classes'):
         check_dataset(folders)
+
+
+@pytest.mark.parametrize('names, classes', [
+    (['train', 'val'], ['cat', 'dog']), (['cat', 'dog'], ['Dog', 'Cat'])])
+def test_what_may_be_a_mistake_is_no_other_name(tmp_path, names, classes):
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '1.jpg').touch()
+    with pytest.raises(ValueError, match='lacks 2 of the 2 classes'):
+        check_dataset(dict(type='mmpretrain.CustomDataset', classes=classes,
+                           data_root=str(tmp_path)))
 
 
 def test_a_class_without_a_folder_is_an_error(folders):
@@ -503,6 +514,12 @@ def test_folders_of_other_names_to_validate_on_are_an_error(folders, tmp_path):
     named = dict(folders, metainfo=dict(classes=CLASSES[::-1]))
     with pytest.raises(ValueError, match='the order differs'):
         check_same_classes(folders, named)
+    names = dict(metainfo=dict(classes=('a', 'b')))
+    other = dict(type='mmpretrain.CustomDataset', data_root=str(tmp_path))
+    check_same_classes(train, dict(other, data_prefix='same', **names))
+    with pytest.raises(ValueError, match='other classes: dog, mouse'):
+        check_same_classes(dict(train, **names),
+                           dict(other, data_prefix='val', **names))
 
 
 @pytest.mark.parametrize('kind, key', [

@@ -386,6 +386,7 @@ def test_hooks_that_move_what_is_frozen_are_refused(hook, remedy):
     cfg.launcher = 'pytorch'
     with pytest.raises(ValueError, match=f'frozen .*base .*{remedy}'):
         check_model(cfg)
+    check_model(cfg, is_trained=False)  # where they do nothing
     cfg.model.tuning = None
     check_model(cfg)
 

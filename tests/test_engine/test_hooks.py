@@ -256,11 +256,14 @@ def test_with_fewer_to_keep_tuned_files_go_as_well(tmp_path):
     keep = dict(type='AtomicCheckpointHook', max_keep_ckpts=3)
     runner(tmp_path, checkpoint=keep).train()
     assert names(tmp_path, '.pth') == ['epoch_1', 'epoch_2', 'epoch_3']
+    (tmp_path / 'epoch_1.pth').unlink()  # by the user, who keeps the tuned one
     keep['max_keep_ckpts'] = 1
     again = runner(tmp_path, max_epochs=4, checkpoint=keep, resume=True)
     again.val_evaluator.metrics[0].epoch = 3
     again.train()
     assert names(tmp_path, '.pth') == ['epoch_4']
+    assert (tmp_path / 'epoch_1.safetensors').exists()
+    (tmp_path / 'epoch_1.safetensors').unlink()
     assert_each_pth_has_its_tuned_file(tmp_path)
 
 
