@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..layers import transformer_layers
+from .calls import count_calls
 from .cases import Case, Contestant
 from .floor import count_flops
 from .memory import freed_memory_returned, num_bytes, saved_bytes
@@ -98,6 +99,8 @@ def measure(case: Case,
                                                      contestant.loss)
             result['flops'] = count_flops(lambda: contestant.loss().backward(),
                                           fused=on_gpu)
+            result['calls'] = count_calls(
+                lambda: contestant.loss().backward())
             contestant.model.zero_grad()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'checkpoint.safetensors'

@@ -39,6 +39,13 @@ def full(case: Case) -> Contestant:
     return case.contestant(model, save_state(model))
 
 
+def full_et(case: Case) -> Contestant:
+    """Full fine-tuning in ETTA's host: with the fused attentions, the batch
+    matching and the dropout that need no frozen base."""
+    model = tuned_model(case, {}, train=['.*'])
+    return case.contestant(model, save_state(model))
+
+
 def head_only(case: Case) -> Contestant:
     """The head alone."""
     if case.is_detection:
@@ -48,10 +55,16 @@ def head_only(case: Case) -> Contestant:
     return case.contestant(model, save_state(model.head))
 
 
-def tuned_model(case: Case, tuning: dict, **switches) -> nn.Module:
+def tuned_model(case: Case,
+                tuning: dict,
+                train: tuple = (),
+                **switches) -> nn.Module:
+    """The case's model in its ET host; of a detector, the head is trained
+    unless ``train`` says what."""
     config = case.config()
+    if train or case.is_detection:
+        tuning = dict(tuning, train=train or ['bbox_head'])
     if case.is_detection:
-        tuning = dict(tuning, train=['bbox_head'])
         config.update(type=f'ET{config.type}', tuning=tuning, **switches)
     else:
         config.backbone.update(
@@ -125,6 +138,7 @@ METHODS: Dict[str, Callable[[Case], Contestant]] = dict(
     lora=_of(dict(attn=dict(type='LoRA', rank=peers.RANK))),
     prefix=_of(dict(attn=dict(type='Prefix', num_prefix=50))),
     full=full,
+    full_et=full_et,
     floor_fast_cpu=fast_cpu(floor),
     etta_fast_cpu=fast_cpu(_of(etta())),
     full_fast_cpu=fast_cpu(full),

@@ -11,15 +11,15 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
 PARTS = ('forward_s', 'backward_s', 'optimizer_s')
-COLUMNS = ('method', 'trained %', 'GFLOP', 'forward ms', 'backward ms', 'optimizer ms',
-           'step ms (quartiles)', '/ floor', 'images/s', 'peak MB',
+COLUMNS = ('method', 'trained %', 'GFLOP', 'calls', 'forward ms',
+           'backward ms', 'optimizer ms', 'step ms (quartiles)', '/ floor', 'images/s', 'peak MB',
            'weights MB', 'gradients MB', 'optimizer MB', 'activations MB',
            'infer 1 ms', 'infer 8 ms', 'checkpoint MB', 'start s')
 
 #: What methods with the sampling of ``etta_mm.fast_cpu`` end in.
 FAST = '_fast_cpu'
 RATIOS = ('case', 'step / full', 'step / floor', 'step / peft LoRA',
-          'FLOP / full', 'FLOP / floor', 'peak memory / full',
+          'FLOP / full', 'FLOP / floor', 'calls / full', 'peak memory / full',
           'infer 1 / base', 'infer 8 / base')
 
 
@@ -65,7 +65,7 @@ def _summary(group: List[dict], batch: int) -> dict:
     }
     for key in ('total', 'trained', 'peak_bytes', 'weight_bytes',
                 'gradient_bytes', 'optimizer_bytes', 'activation_bytes',
-                'checkpoint_bytes', 'start_s', 'flops'):
+                'checkpoint_bytes', 'start_s', 'flops', 'calls'):
         values = [run[key] for run in good if run.get(key) is not None]
         summary[key] = median(values) if values else None
     return summary
@@ -94,6 +94,7 @@ def markdown(summary: dict, settings: dict) -> str:
                     name,
                     f'{100 * found["trained"] / found["total"]:.2f}',
                     f'{found["flops"] / 1e9:.1f}' if found.get('flops') else '',
+                    f'{found["calls"]:.0f}' if found.get('calls') else '',
                     *(f'{1e3 * found[part]:.1f}' for part in PARTS),
                     f'{1e3 * found["step_s"]:.1f} ({1e3 * low:.1f} to '
                     f'{1e3 * high:.1f})',
@@ -133,6 +134,7 @@ def ratios(case: str,
         case + sampling,
         *(ratio('step_s', other) for other in ('full', floor, 'hf_peft_lora')),
         *(ratio('flops', other) for other in ('full', floor)),
+        ratio('calls', 'full'),
         ratio('peak_bytes', 'full'),
         ratio('latency_1', 'base'),
         ratio('latency_8', 'base')

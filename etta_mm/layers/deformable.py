@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..tuners import ScaledPrefix, build_tuner
 from .linear import add_lora
-from .sublayer import TunedSublayer, is_lora
+from .sublayer import ADAPTERS, TunedSublayer, is_lora
 
 
 @MODELS.register_module()
@@ -87,16 +87,19 @@ class ETMultiScaleDeformableAttention(TunedSublayer,
         """
         x = query if query_pos is None else query + query_pos
         rows = x if self.batch_first else x.transpose(0, 1)
+        identity = query if identity is None else identity
+        has_adapter = any(
+            isinstance(tuner, ADAPTERS) for tuner in self.active_tuners)
         h = self.parent_forward(
             _Projecting(
                 self, lambda h: self.output_proj(self.add_prefix(rows, h))),
-            query,
+            x,
             key=key,
-            value=value,
-            identity=query.new_zeros(()),  # the residual comes last
-            query_pos=query_pos,
+            value=query if value is None else value,
+            # Behind an adapter the residual comes last.
+            identity=query.new_zeros(()) if has_adapter else identity,
             **kwargs)
-        return self.adapt(x, h) + (query if identity is None else identity)
+        return self.adapt(x, h) + identity if has_adapter else h
 
     def add_prefix(self, x: Tensor, h: Tensor) -> Tensor:
         """Add what the prefix learned to what was sampled.

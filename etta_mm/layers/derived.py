@@ -22,8 +22,12 @@ class Derived:
 
 @lru_cache(maxsize=None)
 def derived_class(mixin: type, cls: type) -> type:
-    """The class ``cls`` behind ``mixin``."""
-    return type(f'{mixin.prefix}{cls.__name__}', (mixin, cls),
+    """The class ``cls`` behind ``mixin``; where the mixin has a parent that
+    ``cls`` descends from, it stands before that parent."""
+    bases = (mixin, cls)
+    if issubclass(mixin, nn.Module):
+        bases = (mixin, ) if issubclass(mixin, cls) else (cls, mixin)
+    return type(f'{mixin.prefix}{cls.__name__}', bases,
                 dict(derived_from=(mixin, cls)))
 
 

@@ -1,16 +1,17 @@
 """The matching of a DETR's head, for many images at once.
 
 Parent: any ``DETRHead`` of mmdet whose targets are the parent's own. Deviations:
-mmdet matches image by image, which on a GPU is dozens of small kernels and
-several waits for the device for each image and decoder layer, more than the
-rest of the head. Here the costs of a group of images are computed as one matrix,
-by the head's own match costs, and read once; targets are written for all images
-together. In single precision the result is the same; under autocast mmdet
-computes costs and targets in half precision, and this in single.
+mmdet matches image by image, layer by layer, which on a GPU is dozens of small
+kernels and several waits for the device for each, more than the rest of the
+head. Here the costs of a group of images, with the queries of all decoder layers,
+are computed as one matrix, by the head's own match costs, and read once; targets
+are written for all together, and so are losses. In single precision the result is
+the same; under autocast mmdet computes costs and targets in half precision, and
+this in single.
 
 Like the sublayers, a head takes its class in place.
 """
-from typing import Iterator, List
+from typing import Dict, Iterator, List, Optional
 
 import torch
 from mmdet.models.dense_heads import DETRHead
@@ -24,6 +25,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .derived import Derived, derived_class
+from .layer_losses import has_known_losses, losses_of_layers
 
 #: Costs that look at one pair of a prediction and a box, and, after both are
 #: scaled alike, give the same.
@@ -33,10 +35,51 @@ PAIRWISE = (BBoxL1Cost, ClassificationCost, FocalLossCost, IoUCost)
 CPU_PAIRS, GPU_PAIRS = 2**15, 2**19
 
 
-class BatchMatching(Derived):
-    """Mixin of a head that matches the images of a batch together."""
+class BatchMatching(Derived, DETRHead):
+    """Mixin of a head that matches the images of a batch together.
+
+    It stands where its parent stands, behind what the head's own class makes
+    of the parent's losses.
+    """
 
     prefix = 'BatchMatching'
+
+    def loss_by_feat(
+            self,
+            all_layers_cls_scores: Tensor,
+            all_layers_bbox_preds: Tensor,
+            batch_gt_instances: List[InstanceData],
+            batch_img_metas: List[dict],
+            batch_gt_instances_ignore: Optional[List[InstanceData]] = None
+    ) -> Dict[str, Tensor]:
+        """As the parent's.
+
+        Args:
+            all_layers_cls_scores (Tensor): Logits, of shape (num_layers, bs,
+                num_queries, cls_out_channels).
+            all_layers_bbox_preds (Tensor): Boxes as (cx, cy, w, h) in [0, 1],
+                of shape (num_layers, bs, num_queries, 4).
+            batch_gt_instances (list[InstanceData]): As in ``get_targets``.
+            batch_img_metas (list[dict]): As in ``get_targets``.
+            batch_gt_instances_ignore (list[InstanceData], optional): None.
+
+        Returns:
+            dict[str, Tensor]: The losses of every layer.
+        """
+        if (batch_gt_instances_ignore is not None or not has_known_costs(self)
+                or not has_known_losses(self)):
+            return super().loss_by_feat(
+                all_layers_cls_scores, all_layers_bbox_preds,
+                batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
+        # (bs, num_layers, num_queries, ...)
+        scores, boxes = (
+            t.transpose(0, 1).contiguous()
+            for t in (all_layers_cls_scores, all_layers_bbox_preds))
+        sizes = _sizes(batch_img_metas, boxes)
+        targets = self._targets(
+            list(scores.flatten(1, 2)), list(boxes.flatten(1, 2)),
+            batch_gt_instances, batch_img_metas, sizes, scores.size(1))
+        return losses_of_layers(self, scores, boxes, targets, sizes)
 
     def get_targets(self, cls_scores_list: List[Tensor],
                     bbox_preds_list: List[Tensor],
@@ -61,6 +104,19 @@ class BatchMatching(Derived):
         if not has_known_costs(self):  # they may have been replaced
             return super().get_targets(cls_scores_list, bbox_preds_list,
                                        batch_gt_instances, batch_img_metas)
+        return self._targets(cls_scores_list, bbox_preds_list,
+                             batch_gt_instances, batch_img_metas,
+                             _sizes(batch_img_metas, bbox_preds_list[0]))
+
+    def _targets(self,
+                 cls_scores_list: List[Tensor],
+                 bbox_preds_list: List[Tensor],
+                 batch_gt_instances: List[InstanceData],
+                 batch_img_metas: List[dict],
+                 sizes: Tensor,
+                 num_layers: int = 1) -> tuple:
+        """As :meth:`get_targets`, of images with the queries of ``num_layers``
+        layers one after the other, each layer matched by itself."""
         num_queries = [len(boxes) for boxes in bbox_preds_list]
         num_gts = [len(gts) for gts in batch_gt_instances]
         scores = torch.cat(cls_scores_list).detach()
@@ -68,11 +124,10 @@ class BatchMatching(Derived):
         gt_boxes = torch.cat([gts.bboxes for gts in batch_gt_instances])
         gt_labels = torch.cat([gts.labels for gts in batch_gt_instances])
         # (num_gts of the batch, 4): the boxes of every image in [0, 1]
-        sizes = torch.tensor(
-            [[*meta['img_shape'][::-1]] * 2 for meta in batch_img_metas],
-            dtype=gt_boxes.dtype)
-        sizes = sizes.repeat_interleave(torch.tensor(num_gts), 0)
-        targets = gt_boxes / sizes.to(gt_boxes.device, non_blocking=True)
+        targets = gt_boxes / torch.cat([
+            size.to(gt_boxes.dtype).expand(number, 4)
+            for size, number in zip(sizes, num_gts)
+        ])
         rows, columns = [], []
         for queries, gts in _groups(num_queries, num_gts, boxes.is_cuda):
             cost = self._cost(scores[queries[0]:queries[-1]],
@@ -81,11 +136,13 @@ class BatchMatching(Derived):
                               gt_labels[gts[0]:gts[-1]], batch_img_metas)
             for row, end, column, last in zip(queries, queries[1:], gts,
                                               gts[1:]):
-                matched = linear_sum_assignment(
-                    cost[row - queries[0]:end - queries[0],
-                         column - gts[0]:last - gts[0]])
-                rows += (matched[0] + row).tolist()
-                columns += (matched[1] + column).tolist()
+                step = (end - row) // num_layers
+                for row in range(row, end, step):
+                    matched = linear_sum_assignment(
+                        cost[row - queries[0]:row - queries[0] + step,
+                             column - gts[0]:last - gts[0]])
+                    rows += (matched[0] + row).tolist()
+                    columns += (matched[1] + column).tolist()
         rows, columns = torch.tensor(
             [rows, columns], dtype=torch.long).to(
                 boxes.device, non_blocking=True)
@@ -122,6 +179,14 @@ class BatchMatching(Derived):
                 img_meta=dict(img_shape=shape))
             for cost in self.assigner.match_costs)
         return cost.cpu().numpy()
+
+
+def _sizes(metas: List[dict], like: Tensor) -> Tensor:
+    """(w, h, w, h) of each image in pixels, of shape (bs, 4)."""
+    return torch.tensor(
+        [[*meta['img_shape'][::-1]] * 2 for meta in metas],
+        dtype=torch.float32).to(
+            like.device, non_blocking=True)
 
 
 def _groups(num_queries: List[int], num_gts: List[int],

@@ -68,10 +68,11 @@ def test_every_table_has_as_many_cells_in_each_row(tmp_path):
 def test_the_ratios_are_those_of_etta_to_the_others():
     runs = [
         run('base', [1.], latency_s={'1': [2.], '8': [8.]}),
-        run('full', [7.], peak_bytes=4, flops=400.),
+        run('full', [7.], peak_bytes=4, flops=400., calls=20),
         run('etta', [3.],
             peak_bytes=1,
             flops=100.,
+            calls=10,
             latency_s={
                 '1': [1.],
                 '8': [10.]
@@ -80,7 +81,8 @@ def test_the_ratios_are_those_of_etta_to_the_others():
     ]
     found = summarise(runs, batch=4)
     assert ratios('vit_b16', found['vit_b16']) == [
-        'vit_b16', '0.50', '', '', '0.25', '', '0.25', '0.50', '1.25'
+        'vit_b16', '0.50', '', '', '0.25', '', '0.50', '0.25', '0.50',
+        '1.25'
     ]
 
 

@@ -11,7 +11,7 @@ from hosts import backward_kinds
 from mmcv.cnn.bricks.transformer import FFN
 from torch import nn
 
-from etta_mm.benchmark import count_flops
+from etta_mm.benchmark import count_calls, count_flops
 from etta_mm.benchmark.cases import Case
 from etta_mm.benchmark.measure import (Rival, compile_parts, measure,
                                        time_in_turn)
@@ -34,6 +34,26 @@ def test_operations_grow_with_what_is_trained(measured):
     assert 'flops' not in measured['base']
     assert 0 < measured['head']['flops'] < measured['full']['flops']
     assert measured['head']['flops'] < measured['etta']['flops']
+
+
+def test_calls_are_counted_where_there_is_a_step(measured):
+    assert 'calls' not in measured['base']
+    assert 0 < measured['head']['calls'] < measured['etta']['calls']
+
+
+def test_calls_are_those_of_forward_and_backward_but_not_views():
+    weight = torch.ones(3, 4, requires_grad=True)
+    # ReLU and sum, the one to start from, and the ReLU's gradient.
+    assert count_calls(lambda: weight.t().relu().sum().backward()) == 4
+
+
+def test_full_fine_tuning_in_ettas_host_trains_the_same():
+    def trained(method: str) -> set:
+        case = Case('detr_r50', (64, 64), batch=1, depth=1)
+        model = METHODS[method](case).model
+        return {n for n, p in model.named_parameters() if p.requires_grad}
+
+    assert trained('full_et') == trained('full')
 
 
 def test_every_method_has_its_times_and_sizes(measured):

@@ -10,7 +10,7 @@ from mmcv.ops.multi_scale_deform_attn import \
 from torch.testing import assert_close
 
 from etta_mm import disable_tuning
-from etta_mm.benchmark import count_flops
+from etta_mm.benchmark import count_calls, count_flops
 from etta_mm.layers import ETMultiScaleDeformableAttention
 
 DIMS = 8
@@ -138,6 +138,13 @@ def test_a_prefix_pays_for_no_projection_of_its_own(batch_first):
     prefix = 2 * BS * QUERIES * 2 * NUM_PREFIX * DIMS  # q P_k^T and P_v
     assert count_flops(lambda: ours(**given)) == count_flops(
         lambda: parent(**given)) + prefix
+
+
+def test_a_prefix_takes_three_calls_more_than_the_parent():
+    parent, ours = pair(PREFIX, batch_first=True)
+    given = inputs(True, 2, False)
+    assert count_calls(lambda: ours(**given)) <= count_calls(
+        lambda: parent(**given)) + 3  # s * P_v, the attention and the sum
 
 
 def test_compiled_it_is_interrupted_by_nothing_but_its_parent():
