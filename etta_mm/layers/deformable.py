@@ -13,6 +13,7 @@ in a softmax attention:
 Adapters join behind the sublayer's own dropout, which is part of the parent's
 forward; in a softmax attention, before it.
 """
+import inspect
 from typing import Any, Callable, Optional
 
 from mmcv.ops import MultiScaleDeformableAttention
@@ -40,8 +41,10 @@ class ETMultiScaleDeformableAttention(TunedSublayer,
     """
 
     site = 'attn'
-    #: Called with what stands in for the module, so that it must not be bound.
-    parent_forward = staticmethod(MultiScaleDeformableAttention.forward)
+    #: Called with what stands in for the module, so that it must not be bound;
+    #: without mmcv's decorator, which inspects its signature in every call.
+    parent_forward = staticmethod(
+        inspect.unwrap(MultiScaleDeformableAttention.forward))
 
     def add_tuner(self, cls: type, cfg: dict) -> None:
         if is_lora(cls):

@@ -31,8 +31,9 @@ from .layer_losses import has_known_losses, losses_of_layers
 #: scaled alike, give the same.
 PAIRWISE = (BBoxL1Cost, ClassificationCost, FocalLossCost, IoUCost)
 #: Pairs of one group of images. Those across images are computed in vain: a CPU
-#: takes about as long for this many as for the calls of one group.
-CPU_PAIRS, GPU_PAIRS = 2**15, 2**19
+#: takes about as long for this many as for the calls of one group, and a GPU
+#: waits for every group.
+CPU_PAIRS, GPU_PAIRS = 2**15, 2**22
 
 
 class BatchMatching(Derived, DETRHead):
@@ -133,16 +134,24 @@ class BatchMatching(Derived, DETRHead):
             cost = self._cost(scores[queries[0]:queries[-1]],
                               boxes[queries[0]:queries[-1]],
                               targets[gts[0]:gts[-1]],
-                              gt_labels[gts[0]:gts[-1]], batch_img_metas)
-            for row, end, column, last in zip(queries, queries[1:], gts,
-                                              gts[1:]):
-                step = (end - row) // num_layers
-                for row in range(row, end, step):
-                    matched = linear_sum_assignment(
-                        cost[row - queries[0]:row - queries[0] + step,
-                             column - gts[0]:last - gts[0]])
+                              gt_labels[gts[0]:gts[-1]], batch_img_metas,
+                              sizes)
+            own = [
+                cost[row - queries[0]:end - queries[0],
+                     column - gts[0]:last - gts[0]] for row, end, column, last
+                in zip(queries, queries[1:], gts, gts[1:])
+            ]
+            read = torch.cat([c.flatten() for c in own]).cpu().split(
+                [c.numel() for c in own])
+            for c, values, row, column in zip(own, read, queries, gts):
+                # (num_layers, num_queries of a layer, num_gts)
+                layers = values.view(num_layers, len(c) // num_layers,
+                                     c.size(1)).numpy()
+                for layer in layers:
+                    matched = linear_sum_assignment(layer)
                     rows += (matched[0] + row).tolist()
                     columns += (matched[1] + column).tolist()
+                    row += len(layer)
         rows, columns = torch.tensor(
             [rows, columns], dtype=torch.long).to(
                 boxes.device, non_blocking=True)
@@ -157,9 +166,9 @@ class BatchMatching(Derived, DETRHead):
                 len(rows), len(boxes) - len(rows))
 
     def _cost(self, scores: Tensor, boxes: Tensor, targets: Tensor,
-              labels: Tensor, metas: List[dict]):
-        """The cost of every query of a group with every box of it, on the
-        CPU, of shape (num_queries of the group, num_gts of the group)."""
+              labels: Tensor, metas: List[dict], sizes: Tensor) -> Tensor:
+        """The cost of every query of a group with every box of it, of shape
+        (num_queries of the group, num_gts of the group)."""
         # The costs take boxes in pixels and the size of one image. Scaled
         # alike, boxes keep their overlaps and their normalized distances, so
         # that one size serves all.
@@ -168,17 +177,16 @@ class BatchMatching(Derived, DETRHead):
         scores, boxes, targets = (
             t.to(torch.promote_types(t.dtype, torch.float32))
             for t in (scores, boxes, targets))
-        factor = boxes.new_tensor([*shape[::-1]] * 2)
+        factor = sizes.amax(0)
         predictions = InstanceData(
             scores=scores, bboxes=bbox_cxcywh_to_xyxy(boxes) * factor)
         truth = InstanceData(bboxes=targets * factor, labels=labels)
-        cost = sum(
+        return sum(
             cost(
                 pred_instances=predictions,
                 gt_instances=truth,
                 img_meta=dict(img_shape=shape))
             for cost in self.assigner.match_costs)
-        return cost.cpu().numpy()
 
 
 def _sizes(metas: List[dict], like: Tensor) -> Tensor:

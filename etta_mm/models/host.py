@@ -28,9 +28,10 @@ class TunedHost:
         channels_last (bool): Compute these with the channels last in memory,
             but in a model with RoIAlign and the like, which misread it.
             Defaults to True.
-        batch_matching (bool): Match predictions and boxes of all images of a
-            batch together in a DETR's head, in single precision with the same
-            result. Defaults to True. Like the two before, of a tuned host.
+        batch_matching (bool): Match predictions and boxes of all images and
+            decoder layers together in a DETR's head, and compute the losses of
+            all layers together; in single precision the result is the same.
+            Defaults to True. Like the two before, of a tuned host.
         with_cp (bool | int): Compute the activations of the transformer layers
             again in the backward pass instead of keeping them: less memory,
             more time. Of all layers, or of so many from the first on. Defaults

@@ -1,13 +1,14 @@
 """Attention through torch's fused kernels, but for cuDNN's where they err.
 
-In half precision on a Hopper GPU torch 2.11 prefers cuDNN's kernels. With a mask
-their backward pass can give NaN (pytorch#196678), their dropout knows multiples of
-1/16 only (pytorch#174245), and keys without a batch of their own, as those of a
-prefix, may be refused (pytorch#175764). mmdet's attentions, which ask for weights,
-never meet them; those that are fused here would.
+On a Hopper GPU torch 2.11 prefers cuDNN's kernels for half precision, the only one
+they know. With a mask their backward pass can give NaN (pytorch#196678), their dropout
+knows multiples of 1/16 only (pytorch#174245), and keys without a batch of their own, as
+those of a prefix, may be refused (pytorch#175764). mmdet's attentions, which ask for
+weights, never meet them; those that are fused here would.
 """
 from typing import Optional
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -39,7 +40,13 @@ def attend(q: Tensor,
         Tensor: Same shape as q.
     """
     given = dict(attn_mask=mask, dropout_p=dropout, scale=scale)
-    if q.is_cuda and (mask is not None or dropout or k.stride(0) == 0):
+    if q.is_cuda and _may_be_half(q) and (mask is not None or dropout
+                                          or k.stride(0) == 0):
         with sdpa_kernel(NOT_CUDNN):
             return F.scaled_dot_product_attention(q, k, v, **given)
     return F.scaled_dot_product_attention(q, k, v, **given)
+
+
+def _may_be_half(q: Tensor) -> bool:
+    """Whether the kernel will compute in half precision."""
+    return q.element_size() < 4 or torch.is_autocast_enabled('cuda')

@@ -1,5 +1,6 @@
 """Prefixes: learned keys and values in an attention."""
-from typing import Tuple
+from functools import lru_cache
+from typing import Optional, Tuple
 
 import torch
 from mmengine.registry import MODELS
@@ -12,9 +13,9 @@ from .scale import Scale
 COMPOSITIONS = ('parallel', 'concat')
 #: Queries that one block of the backward pass goes through on a GPU, where the
 #: fused attention shares that pass out by image and head alone: where there are
-#: more queries than MAX_QUERIES to an image (the encoder of a Deformable DETR),
-#: they are divided into blocks of CHUNK.
-MAX_QUERIES, CHUNK = 1024, 512
+#: more queries than MAX_QUERIES to an image (the encoder of a DETR), they are
+#: divided into blocks, of one length from MIN_CHUNK to CHUNK if there is one.
+MAX_QUERIES, MIN_CHUNK, CHUNK = 1024, 64, 512
 
 
 @MODELS.register_module()
@@ -141,6 +142,12 @@ class ScaledPrefix(Tuner):
 
     def _attend_in_chunks(self, query: Tensor) -> Tensor:
         rows = query.flatten(0, 1)  # (bs * num_queries, embed_dims)
+        # Compiled, the number of rows may be a symbol.
+        length = (None if torch.compiler.is_compiling() else _divisor(
+            len(rows), MIN_CHUNK, CHUNK))
+        if length:
+            blocks = rows.unflatten(0, (-1, length))
+            return self._attend(blocks).reshape(query.shape)
         whole = len(rows) // CHUNK * CHUNK
         blocks = [rows[:whole].unflatten(0, (-1, CHUNK))]
         if whole < len(rows):
@@ -160,6 +167,14 @@ class ScaledPrefix(Tuner):
     def extra_repr(self) -> str:
         return (f'num_prefix={self.num_prefix}, num_heads={self.num_heads}, '
                 f'composition={self.composition!r}')
+
+
+@lru_cache(maxsize=None)
+def _divisor(rows: int, least: int, most: int) -> Optional[int]:
+    """The largest length of blocks that leaves no rest, which would be an
+    attention of its own and a copy of all."""
+    return next((length for length in range(most, least - 1, -1)
+                 if rows % length == 0), None)
 
 
 @MODELS.register_module()

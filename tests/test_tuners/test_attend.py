@@ -33,12 +33,15 @@ class Asked(TorchFunctionMode):
     ('cuda', dict(mask=True), False),
     ('cuda', dict(expanded=True), False),
     ('cpu', dict(dropout=0.1, mask=True), True),
+    # Single precision cuDNN does not know.
+    ('cuda', dict(dtype=torch.float32, dropout=0.1), True),
 ], ids=str)
 def test_cudnn_is_not_asked_where_it_errs(device, given, may):
     given = dict(given)
+    kind = dict(device=device, dtype=given.pop('dtype', torch.float16))
     with FakeTensorMode():
-        q = torch.empty(SHAPE, device=device)
-        k = v = torch.empty(1, *SHAPE[1:], device=device).expand(
+        q = torch.empty(SHAPE, **kind)
+        k = v = torch.empty(1, *SHAPE[1:], **kind).expand(
             SHAPE) if given.pop('expanded', False) else torch.empty_like(q)
         if given.get('mask'):
             given['mask'] = torch.ones(2, 1, 5, 5, device=device).bool()
@@ -51,7 +54,18 @@ def test_cudnn_is_not_asked_where_it_errs(device, given, may):
 def test_a_prefix_is_among_them():
     prefix = ScaledPrefix(256, 8, num_prefix=50, composition='parallel')
     with FakeTensorMode(allow_non_fake_inputs=True), Asked() as asked:
-        prefix.to('cuda')(torch.empty(2, 9, 256, device='cuda'))
+        prefix.to('cuda')(torch.empty(2, 9, 256, device='cuda').half())
+    assert asked.cudnn == [False]
+
+
+def test_autocast_makes_half_precision_of_single():
+    with FakeTensorMode(), Asked() as asked:
+        q = torch.empty(SHAPE, device='cuda')
+        torch.set_autocast_enabled('cuda', True)  # autocast asks for a GPU
+        try:
+            attend(q, q, q, dropout=0.1)
+        finally:
+            torch.set_autocast_enabled('cuda', False)
     assert asked.cudnn == [False]
 
 

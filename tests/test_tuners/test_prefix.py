@@ -16,6 +16,7 @@ CLOSE = dict(rtol=1e-5, atol=1e-6)
 def prefix(monkeypatch):
     monkeypatch.setattr(module, 'MAX_QUERIES', CHUNK)
     monkeypatch.setattr(module, 'CHUNK', CHUNK)
+    monkeypatch.setattr(module, 'MIN_CHUNK', CHUNK - 1)
     torch.manual_seed(0)
     prefix = ScaledPrefix(DIMS, HEADS, NUM_PREFIX, scale=0.7)
     torch.nn.init.normal_(prefix.value)
@@ -33,8 +34,8 @@ def plain(prefix: ScaledPrefix, query: torch.Tensor) -> torch.Tensor:
     return prefix.scale(torch.cat(outs, -1))
 
 
-# A batch in one block, as on a CPU, and in chunks, as on a GPU: one and a rest;
-# several and a rest; several and none.
+# A batch in one block, as on a CPU, and in chunks, as on a GPU: of the shortest
+# length; some and a rest; of the longest.
 @pytest.mark.parametrize('way', ['forward', '_attend_in_chunks'])
 @pytest.mark.parametrize('num_queries', [CHUNK - 1, CHUNK + 2, 2 * CHUNK])
 def test_blocks_of_queries_give_the_equation_and_its_gradients(
@@ -70,6 +71,19 @@ def test_no_block_of_the_backward_pass_is_long(prefix):
     assert sum(shape[0] * shape[2] for shape in seen.shapes) == BS * len(
         query[0])
     assert max(shape[2] for shape in seen.shapes) <= CHUNK
+
+
+@pytest.mark.parametrize('num_queries, lengths', [
+    (16, [(12, 4)]),
+    (20, [(12, 5)]),
+    (11, [(6, 5), (1, 3)]),
+])
+def test_blocks_are_of_one_length_if_there_is_one(prefix, num_queries,
+                                                  lengths):
+    query = torch.randn(BS, num_queries, DIMS, device='meta')
+    with Queries() as seen:
+        prefix.to('meta')(query)
+    assert [shape[::2] for shape in seen.shapes] == lengths
 
 
 def test_a_forward_pass_alone_takes_an_image_at_once(prefix):
