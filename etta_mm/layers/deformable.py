@@ -90,9 +90,9 @@ class ETMultiScaleDeformableAttention(TunedSublayer,
         """
         x = query if query_pos is None else query + query_pos
         rows = x if self.batch_first else x.transpose(0, 1)
-        identity = query if identity is None else identity
-        has_adapter = any(
-            isinstance(tuner, ADAPTERS) for tuner in self.active_tuners)
+        if identity is None:  # the older name is mmcv's, too
+            identity = kwargs.pop('residual', query)
+        has_adapter = self.has_tuner(*ADAPTERS)
         h = self.parent_forward(
             _Projecting(
                 self, lambda h: self.output_proj(self.add_prefix(rows, h))),

@@ -3,8 +3,10 @@
 Parent: mmdet's ``DETRHead.loss_by_feat_single``, which is called for one layer
 after the other: on a GPU most of the kernels of a step with a frozen base, each
 for a few hundred boxes. All layers match the same numbers of boxes, so that they
-share their divisors, too. Deviations: elements are weighted before they are
-summed, and the divisors are found once.
+share their divisors, too. Deviations: a loss's own weight is applied before the
+sum, and the divisors are found once; under autocast boxes are compared in single
+precision, where mmdet's are in half. Losses of other queries (two-stage's,
+denoising) come layer by layer, as ever.
 """
 from typing import Dict, List
 
@@ -44,19 +46,20 @@ def losses_of_layers(head: DETRHead, scores: Tensor, boxes: Tensor,
             cls_out_channels).
         boxes (Tensor): Boxes as (cx, cy, w, h) in [0, 1], of shape (bs,
             num_layers, num_queries, 4).
-        targets (tuple): As ``get_targets`` returns them, for images with the
-            queries of all layers one after the other.
+        targets (tuple): Of the bs * num_layers * num_queries queries: labels,
+            box targets (cx, cy, w, h) in [0, 1], box weights, and how many
+            are matched.
         sizes (Tensor): (w, h, w, h) in pixels, of shape (bs, 4).
 
     Returns:
         dict[str, Tensor]: ``loss_cls``, ``loss_bbox`` and ``loss_iou`` of the
         last layer, and those of the others from ``d0.loss_cls`` on.
     """
-    labels, label_weights, box_targets, box_weights = (
-        torch.cat(parts) for parts in targets[:4])
+    labels, box_targets, box_weights, num_pos = targets
     num_layers = scores.size(1)
     # Each layer matches as many: every box, or every query.
-    num_pos, num_neg = (number / num_layers for number in targets[4:])
+    num_pos = num_pos / num_layers
+    num_neg = len(labels) / num_layers - num_pos
     box_divisor = _mean_over_processes(num_pos, scores)
     cls_divisor = num_pos + num_neg * head.bg_cls_weight
     cls_divisor = _mean_over_processes(
@@ -67,32 +70,33 @@ def losses_of_layers(head: DETRHead, scores: Tensor, boxes: Tensor,
     boxes = boxes.flatten(0, 2)
     elements = dict(
         loss_cls=(head.loss_cls(
-            scores.flatten(0, 2), labels, reduction_override='none'),
-                  label_weights, cls_divisor),
+            scores.flatten(0, 2), labels,
+            reduction_override='none'), cls_divisor),
         loss_bbox=(head.loss_bbox(
-            boxes, box_targets, reduction_override='none'), box_weights,
+            boxes, box_targets, reduction_override='none') * box_weights,
                    box_divisor),
         loss_iou=(head.loss_iou(
             bbox_cxcywh_to_xyxy(boxes) * factors,
             bbox_cxcywh_to_xyxy(box_targets) * factors,
-            reduction_override='none'), box_weights[:, 0], box_divisor))
+            reduction_override='none') * box_weights[:, 0], box_divisor))
     losses = {}
-    for name, (loss, weights, divisor) in elements.items():
-        if loss.dim() > weights.dim():
-            weights = weights.unsqueeze(-1)
-        sums = (loss * weights).view(len(sizes), num_layers, -1).sum((0, 2))
+    for name, (loss, divisor) in elements.items():
+        sums = loss.view(len(sizes), num_layers, -1).sum((0, 2))
         sums = sums / (divisor + torch.finfo(torch.float32).eps)
-        # A synchronized divisor gives mmdet's loss a dimension.
-        has_dim = name == 'loss_cls' and head.sync_cls_avg_factor
-        losses[name] = sums.split(1) if has_dim else sums.unbind()
+        # No views to autograd: a head may scale one of them in place.
+        losses[name] = sums.unsafe_split(1)
+        # mmdet's have a dimension where a synchronized divisor above 1 has.
+        if name != 'loss_cls' or not head.sync_cls_avg_factor:
+            losses[name] = [loss.squeeze(0) for loss in losses[name]]
     return _named(losses)
 
 
 def _mean_over_processes(number: float, like: Tensor):
-    """The mean over all processes, at least 1; waits for no device."""
+    """The mean over all processes, at least 1, without a wait for the device."""
     if get_world_size() == 1:
         return max(number, 1)
-    return reduce_mean(like.new_tensor(number, dtype=torch.float32)).clamp(1)
+    return reduce_mean(
+        like.new_full((), number, dtype=torch.float32)).clamp(1)
 
 
 def _named(losses: Dict[str, List[Tensor]]) -> Dict[str, Tensor]:

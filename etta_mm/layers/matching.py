@@ -68,7 +68,9 @@ class BatchMatching(Derived, DETRHead):
             dict[str, Tensor]: The losses of every layer.
         """
         if (batch_gt_instances_ignore is not None or not has_known_costs(self)
-                or not has_known_losses(self)):
+                or not has_known_losses(self)
+                or not torch.is_tensor(all_layers_cls_scores)
+                or not torch.is_tensor(all_layers_bbox_preds)):
             return super().loss_by_feat(
                 all_layers_cls_scores, all_layers_bbox_preds,
                 batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
@@ -76,10 +78,11 @@ class BatchMatching(Derived, DETRHead):
         scores, boxes = (
             t.transpose(0, 1).contiguous()
             for t in (all_layers_cls_scores, all_layers_bbox_preds))
+        bs, num_layers, num_queries = boxes.shape[:3]
         sizes = _sizes(batch_img_metas, boxes)
-        targets = self._targets(
-            list(scores.flatten(1, 2)), list(boxes.flatten(1, 2)),
-            batch_gt_instances, batch_img_metas, sizes, scores.size(1))
+        targets = _targets(self, scores.flatten(0, 2), boxes.flatten(0, 2),
+                           [num_layers * num_queries] * bs, num_layers,
+                           batch_gt_instances, batch_img_metas, sizes)
         return losses_of_layers(self, scores, boxes, targets, sizes)
 
     def get_targets(self, cls_scores_list: List[Tensor],
@@ -105,88 +108,102 @@ class BatchMatching(Derived, DETRHead):
         if not has_known_costs(self):  # they may have been replaced
             return super().get_targets(cls_scores_list, bbox_preds_list,
                                        batch_gt_instances, batch_img_metas)
-        return self._targets(cls_scores_list, bbox_preds_list,
-                             batch_gt_instances, batch_img_metas,
-                             _sizes(batch_img_metas, bbox_preds_list[0]))
-
-    def _targets(self,
-                 cls_scores_list: List[Tensor],
-                 bbox_preds_list: List[Tensor],
-                 batch_gt_instances: List[InstanceData],
-                 batch_img_metas: List[dict],
-                 sizes: Tensor,
-                 num_layers: int = 1) -> tuple:
-        """As :meth:`get_targets`, of images with the queries of ``num_layers``
-        layers one after the other, each layer matched by itself."""
         num_queries = [len(boxes) for boxes in bbox_preds_list]
-        num_gts = [len(gts) for gts in batch_gt_instances]
-        scores = torch.cat(cls_scores_list).detach()
-        boxes = torch.cat(bbox_preds_list).detach()
-        gt_boxes = torch.cat([gts.bboxes for gts in batch_gt_instances])
-        gt_labels = torch.cat([gts.labels for gts in batch_gt_instances])
-        # (num_gts of the batch, 4): the boxes of every image in [0, 1]
-        targets = gt_boxes / torch.cat([
-            size.to(gt_boxes.dtype).expand(number, 4)
-            for size, number in zip(sizes, num_gts)
-        ])
-        rows, columns = [], []
-        for queries, gts in _groups(num_queries, num_gts, boxes.is_cuda):
-            cost = self._cost(scores[queries[0]:queries[-1]],
-                              boxes[queries[0]:queries[-1]],
-                              targets[gts[0]:gts[-1]],
-                              gt_labels[gts[0]:gts[-1]], batch_img_metas,
-                              sizes)
-            own = [
-                cost[row - queries[0]:end - queries[0],
-                     column - gts[0]:last - gts[0]] for row, end, column, last
-                in zip(queries, queries[1:], gts, gts[1:])
-            ]
-            read = torch.cat([c.flatten() for c in own]).cpu().split(
-                [c.numel() for c in own])
-            for c, values, row, column in zip(own, read, queries, gts):
-                # (num_layers, num_queries of a layer, num_gts)
-                layers = values.view(num_layers, len(c) // num_layers,
-                                     c.size(1)).numpy()
-                for layer in layers:
-                    matched = linear_sum_assignment(layer)
-                    rows += (matched[0] + row).tolist()
-                    columns += (matched[1] + column).tolist()
-                    row += len(layer)
-        rows, columns = torch.tensor(
-            [rows, columns], dtype=torch.long).to(
-                boxes.device, non_blocking=True)
-        labels = gt_labels.new_full((len(boxes), ), self.num_classes)
-        labels[rows] = gt_labels[columns]
-        box_targets = gt_boxes.new_zeros(boxes.shape)
-        box_targets[rows] = bbox_xyxy_to_cxcywh(targets)[columns]
-        box_weights = torch.zeros_like(box_targets)
-        box_weights[rows] = 1.
-        return (*(list(t.split(num_queries)) for t in (
-            labels, gt_boxes.new_ones(len(boxes)), box_targets, box_weights)),
-                len(rows), len(boxes) - len(rows))
+        *targets, num_pos = _targets(
+            self, torch.cat(cls_scores_list), torch.cat(bbox_preds_list),
+            num_queries, 1, batch_gt_instances, batch_img_metas,
+            _sizes(batch_img_metas, bbox_preds_list[0]))
+        targets.insert(1, torch.ones_like(targets[2][:, 0]))
+        return (*(list(t.split(num_queries)) for t in targets), num_pos,
+                sum(num_queries) - num_pos)
 
-    def _cost(self, scores: Tensor, boxes: Tensor, targets: Tensor,
-              labels: Tensor, metas: List[dict], sizes: Tensor) -> Tensor:
-        """The cost of every query of a group with every box of it, of shape
-        (num_queries of the group, num_gts of the group)."""
-        # The costs take boxes in pixels and the size of one image. Scaled
-        # alike, boxes keep their overlaps and their normalized distances, so
-        # that one size serves all.
-        shape = tuple(max(sizes) for sizes in zip(
-            *(meta['img_shape'] for meta in metas)))
-        scores, boxes, targets = (
-            t.to(torch.promote_types(t.dtype, torch.float32))
-            for t in (scores, boxes, targets))
-        factor = sizes.amax(0)
-        predictions = InstanceData(
-            scores=scores, bboxes=bbox_cxcywh_to_xyxy(boxes) * factor)
-        truth = InstanceData(bboxes=targets * factor, labels=labels)
-        return sum(
-            cost(
-                pred_instances=predictions,
-                gt_instances=truth,
-                img_meta=dict(img_shape=shape))
-            for cost in self.assigner.match_costs)
+
+def _targets(head: DETRHead, scores: Tensor, boxes: Tensor,
+             num_queries: List[int], num_layers: int,
+             batch_gt_instances: List[InstanceData],
+             batch_img_metas: List[dict], sizes: Tensor) -> tuple:
+    """Targets of all queries of a batch.
+
+    Args:
+        head (DETRHead): Whose assigner is asked.
+        scores (Tensor): Logits, of shape (n, num_classes).
+        boxes (Tensor): As (cx, cy, w, h) in [0, 1], of shape (n, 4).
+        num_queries (list[int]): How many of the n are of each image.
+        num_layers (int): In how many parts, one after the other, an image's
+            are matched.
+        batch_gt_instances, batch_img_metas: As in ``get_targets``.
+        sizes (Tensor): (w, h, w, h) in pixels, of shape (bs, 4).
+
+    Returns:
+        tuple: Labels (n, ), box targets (n, 4; normalized cx, cy, w, h), box
+        weights (n, 4) and the number of matched queries.
+    """
+    scores, boxes = scores.detach(), boxes.detach()
+    num_gts = [len(gts) for gts in batch_gt_instances]
+    gt_boxes = torch.cat([gts.bboxes for gts in batch_gt_instances])
+    gt_labels = torch.cat([gts.labels for gts in batch_gt_instances])
+    # (num_gts of the batch, 4): the boxes of every image in [0, 1]
+    targets = gt_boxes / torch.cat([
+        size.to(gt_boxes.dtype).expand(number, 4)
+        for size, number in zip(sizes, num_gts)
+    ])
+    rows, columns = [], []
+    for queries, gts in _groups(num_queries, num_gts, boxes.is_cuda):
+        cost = _cost(head.assigner, scores[queries[0]:queries[-1]],
+                     boxes[queries[0]:queries[-1]], targets[gts[0]:gts[-1]],
+                     gt_labels[gts[0]:gts[-1]], batch_img_metas, sizes)
+        own = [
+            cost[row - queries[0]:end - queries[0],
+                 column - gts[0]:last - gts[0]] for row, end, column, last
+            in zip(queries, queries[1:], gts, gts[1:])
+        ]
+        read = torch.cat([c.flatten() for c in own]).cpu().split(
+            [c.numel() for c in own])
+        for c, values, row, column in zip(own, read, queries, gts):
+            # (num_layers, num_queries of a layer, num_gts)
+            layers = values.view(num_layers, len(c) // num_layers,
+                                 c.size(1)).numpy()
+            for layer in layers:
+                matched = linear_sum_assignment(layer)
+                rows += (matched[0] + row).tolist()
+                columns += (matched[1] + column).tolist()
+                row += len(layer)
+    rows, columns = torch.tensor(
+        [rows, columns], dtype=torch.long).to(
+            boxes.device, non_blocking=True)
+    labels = gt_labels.new_full((len(boxes), ), head.num_classes)
+    labels[rows] = gt_labels[columns]
+    box_targets = gt_boxes.new_zeros(boxes.shape)
+    box_targets[rows] = bbox_xyxy_to_cxcywh(targets)[columns]
+    box_weights = torch.zeros_like(box_targets)
+    box_weights[rows] = 1.
+    return labels, box_targets, box_weights, len(rows)
+
+
+def _cost(assigner: HungarianAssigner, scores: Tensor, boxes: Tensor,
+          targets: Tensor, labels: Tensor, metas: List[dict],
+          sizes: Tensor) -> Tensor:
+    """The cost of every query of a group with every box of it, of shape
+    (num_queries of the group, num_gts of the group)."""
+    # The costs take boxes in pixels and the size of one image. Scaled alike,
+    # boxes keep their overlaps and their normalized distances, so that one
+    # size serves all.
+    shape = tuple(
+        max(lengths) for lengths in zip(*(meta['img_shape']
+                                          for meta in metas)))
+    scores, boxes, targets = (
+        t.to(torch.promote_types(t.dtype, torch.float32))
+        for t in (scores, boxes, targets))
+    factor = sizes.amax(0)
+    predictions = InstanceData(
+        scores=scores, bboxes=bbox_cxcywh_to_xyxy(boxes) * factor)
+    truth = InstanceData(bboxes=targets * factor, labels=labels)
+    return sum(
+        cost(
+            pred_instances=predictions,
+            gt_instances=truth,
+            img_meta=dict(img_shape=shape))
+        for cost in assigner.match_costs)
 
 
 def _sizes(metas: List[dict], like: Tensor) -> Tensor:

@@ -73,6 +73,12 @@ class RoutedSublayer(Routed):
                 put(stack, self._modules, 'tuners', tuners)
             yield
 
+    def has_tuner(self, *kinds: type) -> bool:
+        """Whether a tuning has one of ``kinds``."""
+        return any(
+            isinstance(tuner, kinds) for tuners in self.tuner_routes.values()
+            for tuner in tuners.values())
+
     def _route(self, method: Callable, inputs: tuple, dim, *kinds: type):
         """Call ``method`` of the sublayer with each tuning's tuners, if any
         tuning has one of ``kinds``."""
@@ -83,10 +89,7 @@ class RoutedSublayer(Routed):
 
         if self.routing.is_inside:
             return call(*inputs)
-        if not any(
-                isinstance(tuner, kinds)
-                for tuners in self.tuner_routes.values()
-                for tuner in tuners.values()):
+        if not self.has_tuner(*kinds):
             return method(*inputs)
         if dim is None:
             dim = self.routing.batch_dim(inputs[0], self.where,

@@ -85,6 +85,10 @@ class TunedSublayer:
         """The tuners that take part in the forward pass."""
         return tuple(self.tuners.values()) if self.tuning_enabled else ()
 
+    def has_tuner(self, *kinds: type) -> bool:
+        """Whether one of ``kinds`` takes part in the forward pass."""
+        return any(isinstance(tuner, kinds) for tuner in self.active_tuners)
+
     def adapt(self, x: Tensor, h: Tensor) -> Tensor:
         """Add what the adapters learned to the frozen output.
 

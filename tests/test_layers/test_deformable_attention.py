@@ -185,8 +185,9 @@ def test_a_concat_prefix_takes_the_parallel_composition(tuning):
 
 
 @EACH_CASE
-def test_the_residual_is_identity_where_it_is_given(batch_first):
-    parent, ours = pair(PREFIX, batch_first=batch_first)
+@pytest.mark.parametrize('tuning', [PREFIX, ADAPTER], ids=lambda t: t['type'])
+def test_the_residual_is_identity_where_it_is_given(tuning, batch_first):
+    parent, ours = pair(tuning, batch_first=batch_first)
     given = inputs(batch_first, 2, True)
     identity = torch.randn_like(given['query'])
     assert_close(
@@ -194,13 +195,23 @@ def test_the_residual_is_identity_where_it_is_given(batch_first):
         ours(**given) - given['query'] + identity, **CLOSE)
 
 
-def test_value_defaults_to_the_query_as_in_the_parent():
+def test_the_residual_has_the_older_name_that_the_parent_knows():
     parent, ours = pair(PREFIX, batch_first=True)
+    given = inputs(True, 2, True)
+    residual = torch.randn_like(given['query'])
+    assert_close(
+        ours(**given, residual=residual), ours(**given, identity=residual))
+
+
+@pytest.mark.parametrize('position', [True, False])
+def test_value_defaults_to_the_query_as_in_the_parent(position):
+    """Without its position encoding."""
+    parent, ours = pair([PREFIX, ADAPTER], batch_first=True)
     given = inputs(True, 2, True)
     given.update(
         query=torch.randn(BS, KEYS, DIMS),
         value=None,
-        query_pos=None,
+        query_pos=torch.randn(BS, KEYS, DIMS) if position else None,
         reference_points=torch.rand(BS, KEYS, 2, 2))
     with disable_tuning(ours):
         assert_close(ours(**given), parent(**given), rtol=0, atol=0)
