@@ -81,7 +81,9 @@ def losses_of_layers(head: DETRHead, scores: Tensor, boxes: Tensor,
             reduction_override='none') * box_weights[:, 0], box_divisor))
     losses = {}
     for name, (loss, divisor) in elements.items():
-        sums = loss.view(len(sizes), num_layers, -1).sum((0, 2))
+        # In single precision, as mmdet's, whose weights of the elements are.
+        sums = loss.view(len(sizes), num_layers, -1).sum(
+            (0, 2), dtype=torch.promote_types(loss.dtype, torch.float32))
         sums = sums / (divisor + torch.finfo(torch.float32).eps)
         # No views to autograd: a head may scale one of them in place.
         losses[name] = sums.unsafe_split(1)
