@@ -38,12 +38,17 @@ def is_packed(x: Tensor) -> bool:
 
 
 def _kept(shape: torch.Size, dropped: int) -> Tensor:
-    """A boolean mask, False with a probability of ``dropped / 2^16``."""
+    """A mask of bytes, 0 with a probability of ``dropped / 2^16``, else 1.
+
+    Comparisons in place, copies and products of these dtypes are vectorized
+    on a CPU; those that end or begin with a boolean are not.
+    """
     number = shape.numel()
     draws = torch.empty(-(-number // _PER_DRAW), dtype=torch.int64)
     draws.random_(-2**63, None)
     levels = draws.view(torch.int16)[:number]  # from -2^15
-    return levels.view(shape) >= dropped - _LEVELS // 2
+    kept = levels.ge_(dropped - _LEVELS // 2)
+    return kept.to(torch.uint8).view(shape)
 
 
 def attention_with_dropout(q: Tensor, k: Tensor, v: Tensor,
