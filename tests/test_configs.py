@@ -283,6 +283,9 @@ def test_only_the_tuning_is_added_to_the_zoos_model(name):
     zoo = without(get_config(ZOO[name]).model)
     if 'bbox_head' in zoo:
         ours, zoo = without(ours, 'type', 'tuning'), without(zoo, 'type')
+        # What init_cfg would fetch, load_from replaces.
+        assert ours['backbone'].pop('init_cfg') is None
+        zoo['backbone'].pop('init_cfg')
     else:
         ours['backbone'] = without(ours['backbone'], 'type', 'tuning')
         zoo['backbone'] = without(zoo['backbone'], 'type')
@@ -447,11 +450,11 @@ def test_custom_config_of_a_vit_reads_a_folder_for_each_class(
         assert list(metric.compute_metrics(metric.results)) == ['top1']
 
 
-@pytest.mark.parametrize('name, parent', [
-    ('et_deformable_detr_custom', 'et_deformable_detr_coco'),
-    ('et_vit_l16_custom', 'et_vit_l16_imagenet'),
+@pytest.mark.parametrize('name, parent, metric', [
+    ('et_deformable_detr_custom', 'et_deformable_detr_coco', 'coco/bbox_mAP'),
+    ('et_vit_l16_custom', 'et_vit_l16_imagenet', 'accuracy/top1'),
 ])
-def test_a_custom_config_is_for_the_batch_of_one_gpu(name, parent):
+def test_a_custom_config_is_for_the_batch_of_one_gpu(name, parent, metric):
     cfg, parent = parse(f'etta/{name}.py'), parse(f'etta/{parent}.py')
     images = cfg.auto_scale_lr.base_batch_size
     assert cfg.train_dataloader.batch_size == images
@@ -464,7 +467,7 @@ def test_a_custom_config_is_for_the_batch_of_one_gpu(name, parent):
     epochs = cfg.train_cfg.max_epochs
     assert cfg.param_scheduler[1].T_max == cfg.param_scheduler[1].end == epochs
     checkpoint = cfg.default_hooks.checkpoint
-    assert (checkpoint.interval, checkpoint.save_best) == (1, 'auto')
+    assert (checkpoint.interval, checkpoint.save_best) == (1, metric)
 
 
 def test_bigdetection_is_read_after_the_step_that_is_documented(

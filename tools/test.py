@@ -20,7 +20,8 @@ def parse_args(argv=None):
     parser.add_argument(
         '--show-dir',
         help='draw predictions into this folder; detection: below the folder '
-        'of this run in the work dir')
+        'of this run in the work dir; classification: pictures of one name in '
+        'several folders overwrite each other (tools/demo.py keeps folders)')
     parser.add_argument(
         '--wait-time',
         type=float,

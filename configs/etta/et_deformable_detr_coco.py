@@ -7,7 +7,9 @@ _base_ = [
     'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
     './_base_/detection.py'
 ]
-model = dict(type='ETDeformableDETR', tuning={{_base_.tuning}})
+model = dict(
+    type='ETDeformableDETR', tuning={{_base_.tuning}},
+    backbone=dict(init_cfg=None))  # load_from has it
 
 # Batch 32. Five times the zoo's 2e-4: see _base_/detection.py.
 optim_wrapper = dict(

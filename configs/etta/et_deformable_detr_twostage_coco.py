@@ -8,7 +8,9 @@ _base_ = [
     'mmdet::deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py',  # noqa: E501
     './_base_/detection.py'
 ]
-model = dict(type='ETDeformableDETR', tuning={{_base_.tuning}})
+model = dict(
+    type='ETDeformableDETR', tuning={{_base_.tuning}},
+    backbone=dict(init_cfg=None))  # load_from has it
 
 # Batch 32. Five times the zoo's 2e-4: see _base_/detection.py.
 optim_wrapper = dict(

@@ -7,7 +7,5 @@
 # are here:
 # Trained: 3,213,359 of 63,627,119 parameters (5.05 %)
 _base_ = './et_detr_r50_bigdetection.py'
-model = dict(
-    backbone=dict(
-        depth=101, init_cfg=dict(checkpoint='torchvision://resnet101')))
+model = dict(backbone=dict(depth=101))
 load_from = 'checkpoints/detr_r101_8xb2-500e_coco.pth'

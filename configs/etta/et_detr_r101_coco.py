@@ -10,7 +10,9 @@
 # train them with the zoo config below, or convert facebookresearch/detr's. Put
 # them where load_from says, or name them: --cfg-options load_from=FILE.
 _base_ = ['mmdet::detr/detr_r101_8xb2-500e_coco.py', './_base_/detection.py']
-model = dict(type='ETDETR', tuning={{_base_.tuning}})
+model = dict(
+    type='ETDETR', tuning={{_base_.tuning}},
+    backbone=dict(init_cfg=None))  # load_from has it
 
 # Batch 16. Five times the zoo's 1e-4: see _base_/detection.py.
 optim_wrapper = dict(

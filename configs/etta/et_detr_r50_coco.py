@@ -4,7 +4,9 @@
 # trained in full on COCO itself for 150 epochs, has 39.9 AP.
 # Trained: 3,079,719 of 44,501,351 parameters (6.92 %)
 _base_ = ['mmdet::detr/detr_r50_8xb2-150e_coco.py', './_base_/detection.py']
-model = dict(type='ETDETR', tuning={{_base_.tuning}})
+model = dict(
+    type='ETDETR', tuning={{_base_.tuning}},
+    backbone=dict(init_cfg=None))  # load_from has it
 
 # Batch 16. Five times the zoo's 1e-4: see _base_/detection.py.
 optim_wrapper = dict(

@@ -31,4 +31,4 @@ param_scheduler = [{{_base_.epoch_warmup}}, dict(
     type='CosineAnnealingLR', T_max=max_epochs, end=max_epochs,
     convert_to_iter_based=True)]
 # Kept are the two latest checkpoints and the best one.
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=2, save_best='auto'))
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=2, save_best='accuracy/top1'))

@@ -52,6 +52,10 @@ def check_annotated(content: dict, classes: Sequence[str], path: str,
     if annotated(content, classes):
         return
     number = len(content.get('annotations', ()))
+    if not number:
+        raise ValueError(
+            f'{name}: {path} has no annotations, so that there is nothing to '
+            'learn or to compare with. Give a file that has some.')
     raise ValueError(
         f'{name}: none of the {number} annotations of {path} has an image_id '
         f'of its images and a category_id of {first(classes)}. Ids that are '
@@ -116,7 +120,8 @@ def check_boxes(content: dict, classes: Sequence[str], images: List[dict],
         if item['image_id'] not in sizes:
             continue
         if not (item.get('ignore') or isinstance(item['bbox'], list)
-                and len(item['bbox']) == 4):
+                and len(item['bbox']) == 4
+                and all(isinstance(n, (int, float)) for n in item['bbox'])):
             raise ValueError(
                 f'{name}: {path} has the bbox {item["bbox"]!r:.60} in '
                 f'annotations[{number}], but must have four numbers there: x '

@@ -10,6 +10,9 @@ from .classes import classes_of, first
 from .file import check_file
 from .unread import found_type, is_remote, leaves, unread
 
+#: What mmdet's ``CocoMetric`` gives of boxes and of masks.
+COCO_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+
 
 def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
     """Check that the metrics are for the data.
@@ -67,14 +70,15 @@ def check_save_best(hooks: Optional[dict], evaluator,
         loop (dict, optional): ``val_cfg`` of the config.
 
     Raises:
-        ValueError: If a name does not begin as any metric's do.
+        ValueError: If no metric has the name: by what it begins with or, of a
+            ``CocoMetric`` and ``Accuracy``, as a whole.
     """
     has_type = isinstance(evaluator, dict) and 'metrics' in evaluator
     if not _is_plain(loop, 'ValLoop') or (
             has_type and not _is_plain(evaluator, 'Evaluator')):
         return  # others may put names of their own before those of the metrics
     names = ((hooks or {}).get('checkpoint') or {}).get('save_best') or ()
-    prefixes = set()
+    there = []
     for metric in _metrics(evaluator):
         host = found_type(metric, METRICS) if isinstance(metric, dict) else None
         if host is None:  # what is not known may have any names
@@ -82,14 +86,38 @@ def check_save_best(hooks: Optional[dict], evaluator,
         prefix = metric.get('prefix') or getattr(host, 'default_prefix', None)
         if prefix is None:
             return
-        prefixes.add(f'{prefix}/')
+        there += [f'{prefix}/{name}' for name in _names(metric)]
     for best in [names] if isinstance(names, str) else names:
-        if prefixes and best != 'auto' and not best.startswith(tuple(prefixes)):
+        if there and best != 'auto' and not any(
+                best == name or name.endswith('/') and best.startswith(name)
+                for name in there):
             raise ValueError(
                 f'default_hooks.checkpoint.save_best={best!r}: what '
-                'val_evaluator measures has names that begin with '
-                f'{" or ".join(sorted(prefixes))}. Write one of these, or '
+                'val_evaluator measures is called '
+                f'{_joined(there)}. Write one of these, or '
                 "'auto' for the first that there is.")
+
+
+def _names(metric: dict) -> list:
+    """What a metric measures, behind its prefix; [''] if it may be anything."""
+    if _is_zoos(metric, 'mmpretrain.Accuracy') and not isinstance(
+            metric.get('thrs'), (list, tuple)):
+        return [f'top{k}' for k in _listed(metric.get('topk', 1))]
+    if _is_zoos(metric, 'mmdet.CocoMetric') and not metric.get('classwise'):
+        kinds = _listed(metric.get('metric', 'bbox'))
+        items = metric.get('metric_items') or COCO_ITEMS
+        if {'bbox', 'segm'}.issuperset(kinds):
+            return [f'{kind}_{item}' for kind in kinds for item in items]
+    return ['']
+
+
+def _joined(names: list) -> str:
+    return ', '.join(
+        f'{name}...' if name.endswith('/') else name for name in names)
+
+
+def _listed(value) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _is_plain(cfg: Optional[dict], default: str) -> bool:
@@ -105,6 +133,10 @@ def _metrics(evaluator) -> list:
         return []
     return list(evaluator) if isinstance(evaluator,
                                          (list, tuple)) else [evaluator]
+
+
+def _is_zoos(metric: dict, name: str) -> bool:
+    return found_type(metric, METRICS) is found_type(dict(type=name), METRICS)
 
 
 def _is_a(metric: dict, name: str) -> bool:

@@ -21,6 +21,7 @@ import struct
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable
+from urllib.error import URLError
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -32,7 +33,7 @@ from safetensors.torch import save
 from torch import nn
 
 from .atomic import write_atomically
-from .tuned_file import METADATA_KEY, read_tensors
+from .tuned_file import METADATA_KEY, STATE_KEY, read_tensors
 
 #: torch's own switches, for all of torch.load.
 FORCE_WEIGHTS_ONLY = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
@@ -72,6 +73,11 @@ def load_base(filename: str, map_location=None) -> dict:
     if not Path(filename).is_file():
         raise FileNotFoundError(f'{filename} can not be found.')
     header, tensors = read_tensors(filename)
+    if STATE_KEY in header and METADATA_KEY not in header:
+        raise ValueError(
+            f'{filename} is the training state of a tuned checkpoint, for '
+            '--resume, and holds no model. Give the file beside it, without '
+            '.train in its name')
     if METADATA_KEY in header:
         raise ValueError(
             f'{filename} is a tuned checkpoint: without its base it is no '
@@ -100,7 +106,10 @@ def load_base_from_http(url: str, map_location=None) -> dict:
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         # It appears whole, so several processes may fetch it at once.
-        torch.hub.download_url_to_file(url, str(file), progress=False)
+        try:
+            torch.hub.download_url_to_file(url, str(file), progress=False)
+        except URLError as error:
+            raise _unreachable(url, error) from error
     return load_base(file)
 
 
@@ -179,6 +188,8 @@ def _guarded(load: Callable) -> Callable:
                 with weights_only():
                     loaded = load(
                         filename, map_location=map_location, **kwargs)
+        except URLError as error:
+            raise _unreachable(filename, error) from error
         except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
             if OF_DEVICE.search(str(error)):
                 raise
@@ -193,6 +204,15 @@ def _guarded(load: Callable) -> Callable:
         return loaded
 
     return load_guarded
+
+
+def _unreachable(url: str, error: URLError) -> ConnectionError:
+    """What to say of an address that gives no file."""
+    return ConnectionError(
+        f'{url} cannot be fetched: {error.reason}. Fetch it where there is '
+        'internet and name the file: --cfg-options load_from=FILE, or --base '
+        'FILE where a tool has that. What init_cfg names, load_from replaces: '
+        '--cfg-options model.backbone.init_cfg=None.')
 
 
 def _refusal(filename, error: Exception) -> ValueError:

@@ -178,6 +178,12 @@ def _check_hooks(model: nn.Module, cfg: Config) -> None:
             'weights of the teacher as well, and so rounds them: tuned '
             'checkpoints would fit no base. Leave the TunedCheckpointHook out; '
             'the .pth holds everything.')
+    if not hooks & {'MeanTeacherHook', 'TunedCheckpointHook'}:
+        warnings.warn(
+            'custom_hooks has no TunedCheckpointHook: what is trained will be '
+            'saved in full checkpoints only. A list in a config takes the place '
+            "of the one that it inherits: repeat dict(type='ParameterReportHook') "
+            "and dict(type='TunedCheckpointHook') beside hooks of your own.")
 
 
 def _check_base(model: nn.Module,

@@ -172,14 +172,14 @@ def _load_tuned(runner: Runner, path: str, resume: bool) -> None:
     if base is None:
         model.init_weights()  # the base comes from init_cfg
     else:
-        # Not through the runner, whose hooks are not ready for it yet.
-        load_checkpoint(
-            model,
-            base,
-            map_location='cpu',
-            logger=runner.logger)
+        # Not through the runner, whose hooks are not ready for it yet. What
+        # the base lacks, the tuned checkpoint has.
+        load_checkpoint(model, base, map_location='cpu', logger='silent')
     load_tuned(model, path,
                _classes(runner.train_loop if resume else runner.test_loop))
+    runner.logger.info(
+        f'Loaded the base {"of init_cfg" if base is None else base} and on '
+        f'top of it the tuned checkpoint {path}')
     runner._has_loaded = True
     # train() would draw the weights anew and, having loaded, keep those.
     runner._init_model_weights = lambda: None

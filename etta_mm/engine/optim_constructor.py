@@ -1,6 +1,8 @@
 """Few parameter groups, so that a fused update is one call and not hundreds."""
+import logging
 from typing import Dict, List
 
+from mmengine.logging import MMLogger, print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
@@ -14,7 +16,8 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     With ``paramwise_cfg``, mmengine gives every parameter a group of its own,
     and an optimizer updates group by group: ``foreach`` and ``fused`` then have
     nothing to gather. The updates are the same; the groups of a checkpoint are
-    not, so a run is resumed with the constructor that it began with.
+    not, so a run is resumed with the constructor that it began with. Of
+    frozen parameters, each of which mmengine warns of, there is one line.
 
     Args:
         optim_wrapper_cfg (dict): As for mmengine's.
@@ -34,9 +37,32 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             prefix (str): Name of the part; of the model ''.
             **kwargs: See mmengine's.
         """
-        super().add_params(params, module, prefix=prefix, **kwargs)
-        if not prefix:
-            params[:] = merge_groups(params)
+        if prefix:
+            super().add_params(params, module, prefix=prefix, **kwargs)
+            return
+        frozen, logger = _OfFrozen(), MMLogger.get_current_instance()
+        logger.addFilter(frozen)
+        try:
+            super().add_params(params, module, prefix=prefix, **kwargs)
+        finally:
+            logger.removeFilter(frozen)
+        if frozen.number:
+            print_log(
+                f'{frozen.number} frozen parameters are left out of the '
+                'optimizer.', 'current')
+        params[:] = merge_groups(params)
+
+
+class _OfFrozen(logging.Filter):
+    """Stops and counts what mmengine says of each frozen parameter."""
+    number = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is logged."""
+        is_frozen = record.getMessage().endswith(
+            'is skipped since its requires_grad=False')
+        self.number += is_frozen
+        return not is_frozen
 
 
 def merge_groups(groups: List[dict]) -> List[dict]:

@@ -139,6 +139,10 @@ def training_config(args: argparse.Namespace) -> Config:
                 'base_batch_size, the batch size that its learning rate is '
                 'meant for. Set it, or leave --auto-scale-lr out.')
         cfg.auto_scale_lr.enable = True
+    if (cfg.get('train_cfg') or {}).get('val_interval') == 0:
+        raise ValueError(
+            'train_cfg.val_interval=0: mmengine divides by it. To train without '
+            'validation, set val_dataloader, val_cfg and val_evaluator to None.')
     resume = args.resume or _resume_by_config(cfg)
     cfg.resume = resume is not None
     if cfg.resume:

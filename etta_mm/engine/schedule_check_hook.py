@@ -114,7 +114,8 @@ def _mismatches(loop, schedules: list) -> Iterator[str]:
                         'it stops before the rate has come down')
                 yield (f'{name} ends at {end} of {total} {unit}: {what}. Set '
                        'its T_max and end to the length of the training '
-                       '(train_cfg.max_epochs or max_iters).')
+                       '(train_cfg.max_epochs, with convert_to_iter_based too, '
+                       'or max_iters).')
         elif (_is_warm_up(schedule)
               and total < 2 * (schedule.end - schedule.begin)):
             yield (f'The warm-up ({name}) is {schedule.end - schedule.begin} '

@@ -64,5 +64,7 @@ def build_tuner(cfg: dict, **site) -> Tuner:
             f'{cls.__name__} ' +
             (f'has no argument {", ".join(wrong)}' if wrong else
              f'needs {", ".join(absent)}') +
-            f'; its arguments are {", ".join(own)}')
+            f'; its arguments are {", ".join(own)}' +
+            ('. What a config inherits is merged into what it says; '
+             '_delete_=True beside type leaves it out' if wrong else ''))
     return cls(**{k: v for k, v in site.items() if k in taken}, **given)

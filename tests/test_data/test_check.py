@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from mmdet.datasets import CocoDataset
+from mmengine.registry import METRICS
 
 from etta_mm.data import CLASSES, annotations, make_glyphs
 from etta_mm.data.check import check_dataset
@@ -338,11 +340,12 @@ def test_it_is_warned_of_more_boxes_dropped_than_kept(
     assert f'only {number - count} of the {number} annotations' in said[0]
 
 
-def test_a_box_of_other_than_four_numbers_is_an_error(coco, tmp_path):
+@pytest.mark.parametrize('box', [[], [1, 2, None, 3], [1, 2, '3', 4]])
+def test_a_box_of_other_than_four_numbers_is_an_error(coco, tmp_path, box):
     content = annotations_of(coco)
-    content['annotations'][1]['bbox'] = []
+    content['annotations'][1]['bbox'] = box
     bad = with_annotations(coco, tmp_path / 'bad.json', content)
-    with pytest.raises(ValueError, match=r'x: .*bad.json has the bbox \[\] in '
+    with pytest.raises(ValueError, match=r'x: .*bad.json has the bbox \[.*\] in '
                        r'annotations\[1\]'):
         check_dataset(bad, 'x')
     content['annotations'][1]['ignore'] = True  # then mmdet does not read it
@@ -395,7 +398,7 @@ def test_images_without_annotations_may_stand_beside_others(coco, tmp_path):
     content = annotations_of(coco, annotations=[])
     none = with_annotations(coco, tmp_path / 'none.json', content)
     check_dataset(dict(type='ConcatDataset', datasets=[coco, none]))
-    with pytest.raises(ValueError, match='none of the 0 annotations'):
+    with pytest.raises(ValueError, match='none.json has no annotations'):
         check_dataset(dict(type='RepeatDataset', times=2, dataset=none))
 
 
@@ -558,12 +561,14 @@ def test_annotations_that_fit_nothing_are_an_error(coco, tmp_path, change):
     else:
         del content['annotations']
     bad = with_annotations(coco, tmp_path / 'bad.json', content)
-    with pytest.raises(ValueError, match='x: none of the .*bad.json has an im'):
+    words = 'none of the .*bad.json has an image' if change else (
+        'bad.json has no annotations')
+    with pytest.raises(ValueError, match=f'x: .*{words}'):
         check_dataset(bad, 'x')
     tested = dict(bad, test_mode=True)
     check_dataset(tested)  # to be predicted, it may be without
     metric = dict(type='mmdet.CocoMetric', ann_file=bad['ann_file'])
-    with pytest.raises(ValueError, match='none of the .*bad.json has an image'):
+    with pytest.raises(ValueError, match=words):
         check_evaluator(metric, dataset=tested)
     check_evaluator(dict(metric, format_only=True), dataset=tested)
 
@@ -608,23 +613,54 @@ COCO = dict(type='mmdet.CocoMetric')
 TOP = dict(type='mmpretrain.Accuracy')
 
 
-@pytest.mark.parametrize('best, evaluator, begin', [
-    ('bbox_mAP', COCO, 'coco/'),
-    (['coco/bbox_mAP', 'mAP'], [COCO, TOP], 'accuracy/ or coco/'),
-    ('accuracy_top-1', dict(type='Evaluator', metrics=TOP), 'accuracy/'),
-    ('coco/bbox_mAP', dict(COCO, prefix='own'), 'own/'),
+@pytest.mark.parametrize('best, evaluator, called', [
+    ('bbox_mAP', COCO, 'coco/bbox_mAP, .*, coco/bbox_mAP_l'),
+    ('coco/bbox_mAP_70', COCO, 'coco/bbox_mAP, coco/bbox_mAP_50, .*'),
+    ('coco/segm_mAP', COCO, 'coco/bbox_mAP, .*'),
+    ('coco/bbox_mAP_50', dict(COCO, metric_items=['mAP']), 'coco/bbox_mAP'),
+    ('accuracy/top5', dict(TOP, topk=(1, )), 'accuracy/top1'),
+    ('accuracy/top1', dict(TOP, topk=5), 'accuracy/top5'),
+    (['coco/bbox_mAP', 'mAP'], [COCO, TOP], '.*, accuracy/top1'),
+    ('coco/cat', [dict(COCO, classwise=True, prefix='own'), TOP],
+     'own/\\.\\.\\., accuracy/top1'),
+    ('accuracy_top-1', dict(type='Evaluator', metrics=TOP), 'accuracy/top1'),
+    ('coco/bbox_mAP', dict(COCO, prefix='own'), 'own/bbox_mAP, .*'),
 ])
 def test_a_best_checkpoint_by_what_nothing_measures_is_an_error(
-        best, evaluator, begin):
+        best, evaluator, called):
     hooks = dict(checkpoint=dict(save_best=best))
-    with pytest.raises(ValueError, match=f'save_best=.*begin with {begin}[.]'):
+    with pytest.raises(ValueError, match=f'save_best=.* is called {called}[.]'):
         check_save_best(hooks, evaluator)
+
+
+def test_the_names_of_a_metric_are_those_that_it_gives(coco):
+    """By mmdet's and mmpretrain's metrics themselves."""
+    given = dict(COCO, ann_file=f'{coco["data_root"]}/{coco["ann_file"]}')
+    boxes = METRICS.build(given)
+    boxes.dataset_meta = dict(classes=CLASSES)
+    image = annotations_of(coco)['images'][0]
+    boxes.process(None, [dict(
+        img_id=image['id'], ori_shape=(112, 112), pred_instances=dict(
+            bboxes=torch.tensor([[0., 0., 9., 9.]]), scores=torch.ones(1),
+            labels=torch.zeros(1, dtype=torch.long)))])
+    accuracy = METRICS.build(dict(TOP, topk=(1, 2)))
+    accuracy.process(None, [dict(
+        pred_score=torch.tensor([0.1, 0.9]), gt_label=torch.tensor([1]))])
+    for evaluator, found, number in (
+            (given, boxes.evaluate(NUM_IMAGES), 6),
+            (dict(TOP, topk=(1, 2)), accuracy.evaluate(1), 2)):
+        assert len(found) == number
+        check_save_best(dict(checkpoint=dict(save_best=[*found])), evaluator)
 
 
 @pytest.mark.parametrize('best, evaluator', [
     ('coco/bbox_mAP', COCO), ('auto', COCO), (None, COCO), (None, None),
     ('coco/bbox_mAP', None), ('any', [COCO, dict(type='NotYetImported')]),
     ('own/bbox_mAP', dict(COCO, prefix='own')),
+    ('coco/cat_precision', dict(COCO, classwise=True)),
+    ('coco/segm_mAP_s', dict(COCO, metric=['bbox', 'segm'])),
+    ('coco/AR@100', dict(COCO, metric='proposal')),
+    ('accuracy/top1_thr-0.10', dict(TOP, thrs=(0., 0.1))),
     (['accuracy/top1', 'coco/bbox_mAP_50'], [COCO, TOP]),
 ])
 def test_a_best_checkpoint_by_what_may_be_measured_passes(best, evaluator):

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader, load_checkpoint
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 
@@ -22,6 +22,7 @@ from etta_mm import apply_tuning
 from etta_mm.engine import base_weights, save_base
 from etta_mm.engine.base_weights import allow_pickle
 from etta_mm.engine.convert import build_model
+from etta_mm.engine.tuned_file import STATE_KEY
 
 DIMS = 4
 
@@ -110,6 +111,21 @@ def test_it_is_fetched_once_from_its_own_address(served):
                 f'{address}/{name}/model.safetensors?download=true')
             assert_close(dict(loaded['state_dict']), dict(state))
             (folder / name / 'model.safetensors').unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize('name', ['base.pth', 'base.safetensors'])
+def test_an_address_that_gives_nothing_is_named_with_what_to_do(served, name):
+    _, address = served
+    for url in (f'{address}/{name}', f'http://127.0.0.1:1/{name}'):
+        with pytest.raises(ConnectionError, match=f'{url} cannot .* load_from='):
+            CheckpointLoader.load_checkpoint(url)
+
+
+def test_the_state_of_a_training_is_no_base(tmp_path):
+    path = tmp_path / 'epoch_1.train.safetensors'
+    save_file(dict(a=torch.ones(1)), path, {STATE_KEY: '{}'})
+    with pytest.raises(ValueError, match='training state .*without .train'):
+        CheckpointLoader.load_checkpoint(str(path))
 
 
 def test_what_is_fetched_under_the_name_is_never_unpickled(served, tmp_path):

@@ -30,6 +30,7 @@ def config(name: str, **optim_wrapper) -> Config:
         dict(
             model=HOSTS[name].config(),
             default_scope='mmdet',
+            custom_hooks=[dict(type='TunedCheckpointHook')],
             optim_wrapper=optim_wrapper))
 
 
@@ -266,7 +267,10 @@ def test_a_full_checkpoint_to_predict_with_is_compared_with_the_model(
 
 
 def classifier(num_classes: int) -> Config:
-    cfg = Config(dict(model=HOSTS['vit'].config(), default_scope='mmpretrain'))
+    cfg = Config(dict(
+        model=HOSTS['vit'].config(),
+        custom_hooks=[dict(type='TunedCheckpointHook')],
+        default_scope='mmpretrain'))
     cfg.model.head.num_classes = num_classes
     cfg.model.backbone.tuning = dict(ffn=dict(type='LoRA', rank=2))
     return cfg
@@ -389,6 +393,19 @@ def test_hooks_that_move_what_is_frozen_are_refused(hook, remedy):
     check_model(cfg, is_trained=False)  # where they do nothing
     cfg.model.tuning = None
     check_model(cfg)
+
+
+def test_hooks_that_took_the_place_of_ours_are_warned_of():
+    cfg = tuned()
+    cfg.custom_hooks = [dict(type='EMAHook')]
+    with pytest.warns(UserWarning, match='no TunedCheckpointHook.* repeat '):
+        check_model(cfg)
+    cfg.custom_hooks.append(dict(type='TunedCheckpointHook'))
+    for changes in ({}, dict(model=dict(tuning=None), custom_hooks=[])):
+        cfg.merge_from_dict(changes)
+        with warnings.catch_warnings():
+            warnings.filterwarnings('error', '.*TunedCheckpointHook')
+            check_model(cfg)
 
 
 def test_a_mean_teacher_makes_no_tuned_checkpoints():

@@ -1,11 +1,13 @@
 """Parameters of equal settings share a group, and learn as they would alone."""
 import copy
+import logging
 from pathlib import Path
 
 import pytest
 import torch
 from hosts import HOSTS, loss
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from torch.testing import assert_close
 
@@ -107,3 +109,21 @@ def test_a_shared_parameter_with_two_settings_is_an_error():
     _, step = shared(bypass_duplicate=True, **first)
     group, = (g for g in step.optimizer.param_groups if g['params'][0].dim() > 1)
     assert group['lr'] == pytest.approx(0.1)
+
+
+def test_of_frozen_parameters_there_is_one_line(monkeypatch, tmp_path):
+    file = tmp_path / 'log'
+    logger = MMLogger('frozen', log_file=str(file))
+    monkeypatch.setattr(MMLogger, 'get_current_instance', lambda: logger)
+    before = logging.root.manager.disable
+    logging.disable(logging.NOTSET)
+    try:
+        model = tiny_detr()
+        wrapper(model, constructor=GROUPED)
+        assert not logger.filters
+    finally:
+        logging.disable(before)
+    text = file.read_text()
+    frozen = sum(not p.requires_grad for p in model.parameters())
+    assert f'{frozen} frozen parameters are left out' in text
+    assert 'skipped' not in text and 'paramwise_options' in text

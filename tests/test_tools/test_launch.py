@@ -7,6 +7,7 @@ Alone, the distributed test is::
 import json
 import os
 import pickle
+import re
 import shutil
 import socket
 import stat
@@ -93,6 +94,9 @@ def test_several_processes_test_a_tuned_checkpoint_like_one_the_full(
         cwd=tmp_path,
         PORT=str(free_port()))
     assert done.returncode == 0, done.stderr[-3000:]
+    log = next((tmp_path / 'two').glob('*/*.log')).read_text()
+    assert re.search(r'Loaded the base .*base.pth and on top .*epoch_1.saf', log)
+    assert 'missing keys' not in log
     load_tool('test').main([
         str(config),
         str(work_dir / 'epoch_1.pth'), '--work-dir',

@@ -65,6 +65,34 @@ def test_cfg_options_override_the_config(config, tmp_path):
     assert cfg.model.num_queries == 7
 
 
+@pytest.mark.parametrize('option, words', [
+    ('max_epochs=1', 'max_epochs is a variable .*train_cfg.max_epochs'),
+    ('train_pipeline.0.type=X', 'train_pipeline is a variable'),
+    ('load_form=x.pth', 'nothing of the name load_form. Near it: load_from'),
+    ('qqq=1', 'nothing of the name qqq. It reads .*work_dir'),
+])
+def test_an_option_that_would_do_nothing_is_an_error(
+        config, tmp_path, option, words):
+    path = tmp_path / 'variables.py'
+    path.write_text(f'_base_ = {str(config)!r}\nmax_epochs = 3\n'
+                    "train_pipeline = [dict(type='X')]\n")
+    with pytest.raises(ValueError, match=f'--cfg-options .*{words}'):
+        check_train(path, '--work-dir', tmp_path, '--cfg-options', option)
+
+
+def test_an_interval_of_zero_is_an_error(config, tmp_path):
+    with pytest.raises(ValueError, match='val_interval=0.*val_evaluator to None'):
+        check_train(config, '--work-dir', tmp_path, '--cfg-options',
+                    'train_cfg.val_interval=0')
+
+
+def test_an_option_may_set_all_that_a_run_reads(config, tmp_path):
+    cfg = check_train(config, '--work-dir', tmp_path, '--cfg-options',
+                      'find_unused_parameters=False', 'log_level=ERROR',
+                      'randomness.seed=3', 'auto_scale_lr.base_batch_size=4')
+    assert cfg.randomness.seed == 3
+
+
 def test_a_config_that_does_not_exist_names_those_like_it(
         config, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
