@@ -122,7 +122,8 @@ def check_classes(classes: Sequence[str],
              '`categories` of the file what it lacks of them.'
              if is_evaluated else
              f'Set {name}.{key} to names that it has, and num_classes of the '
-             'model to their number.'))
+             'model to their number; or, where there are just no images of '
+             'them, add an empty folder, an entry of `categories`.'))
     used = [item for item in found if item in classes]
     if used != list(classes):
         raise ValueError(
