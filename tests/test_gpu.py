@@ -7,16 +7,19 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hosts import HOSTS, loss, output
 from mmcv.ops.multi_scale_deform_attn import (
     MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch)
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
 from etta_mm.benchmark.cases import Case
 from etta_mm.benchmark.measure import compile_parts, measure
 from etta_mm.layers import checkpoint_layers
+from etta_mm.tuners import ScaledPrefix
 from etta_mm.tuners.attend import attend
 
 DEVICE = 'cuda'
@@ -118,7 +121,7 @@ def test_the_cuda_op_samples_as_the_cpu_path_does():
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize('num_keys', [50, 64, 113, 192])
+@pytest.mark.parametrize('num_keys', [33, 50, 64, 113, 192])
 @pytest.mark.parametrize('given', ['nothing', 'mask', 'prefix'])
 def test_attention_of_real_sizes_is_that_of_single_precision(
         dtype, num_keys, given):
@@ -139,7 +142,13 @@ def test_attention_of_real_sizes_is_that_of_single_precision(
     found = []
     for kind in (dtype, torch.float32):
         q, k, v = (t.to(dtype).to(kind).requires_grad_() for t in leaves)
-        out = attend(q, *(t.expand(3, -1, -1, -1) for t in (k, v)), mask)
+        keys, values = (t.expand(3, -1, -1, -1) for t in (k, v))
+        if kind == dtype:
+            out = attend(q, keys, values, mask)
+        else:
+            with sdpa_kernel(SDPBackend.MATH):
+                out = F.scaled_dot_product_attention(
+                    q, keys.contiguous(), values.contiguous(), mask)
         found.append([
             t.float() for t in (out, *torch.autograd.grad(
                 (out.float() * weight).sum(), (q, k, v)))
@@ -147,6 +156,31 @@ def test_attention_of_real_sizes_is_that_of_single_precision(
     for half, single in zip(*found):
         assert_close(half, single, rtol=0,
                      atol=0.02 * single.abs().max().item())
+
+
+@pytest.mark.parametrize('dtype', [None, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('num_queries', [5000, 5003])
+def test_a_prefix_in_blocks_is_that_of_the_cpu(num_queries, dtype):
+    """Of so many queries that they go through in several."""
+    torch.manual_seed(0)
+    prefix = ScaledPrefix(256, 8, num_prefix=50, composition='parallel').train()
+    nn.init.normal_(prefix.value)
+    query = torch.randn(2, num_queries, 256)
+    weight = torch.randn(2, num_queries, 256)
+
+    def run(device: str) -> list:
+        tuner = copy.deepcopy(prefix).to(device)
+        x = query.to(device).requires_grad_()
+        with torch.autocast('cuda', dtype, enabled=dtype is not None):
+            out = tuner(x)
+        (out.float() * weight.to(device)).sum().backward()
+        return [t.detach().float().cpu() for t in (
+            out, x.grad, tuner.key.grad, tuner.value.grad)]
+
+    bound = 1e-4 if dtype is None else 0.02
+    for found, expected in zip(run(DEVICE), run('cpu')):
+        assert_close(found, expected, rtol=0,
+                     atol=bound * expected.abs().max().item())
 
 
 def test_logits_far_below_zero_have_gradients():

@@ -6,16 +6,21 @@ knows multiples of 1/16 only (pytorch#174245), and keys without a batch of their
 those of a prefix, may be refused (pytorch#175764). mmdet's attentions, which ask for
 weights, never meet them; those that are fused here would.
 """
-from typing import Optional
+import threading
+from contextlib import contextmanager
+from typing import Iterator, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends import cuda
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 NOT_CUDNN = [
     SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
 ]
+#: Which kernels torch may take is one setting for all threads.
+_SETTING = threading.RLock()
 
 
 def attend(q: Tensor,
@@ -42,9 +47,28 @@ def attend(q: Tensor,
     given = dict(attn_mask=mask, dropout_p=dropout, scale=scale)
     if q.is_cuda and _may_be_half(q) and (mask is not None or dropout
                                           or k.stride(0) == 0):
-        with sdpa_kernel(NOT_CUDNN):
+        with _without_cudnn():
             return F.scaled_dot_product_attention(q, k, v, **given)
     return F.scaled_dot_product_attention(q, k, v, **given)
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Leave cuDNN out, and of the others those that are switched off."""
+    if torch.compiler.is_compiling():  # which knows this switch
+        with sdpa_kernel(NOT_CUDNN):
+            yield
+        return
+    with _SETTING:
+        # Where cuDNN alone is let, there is nothing else to take.
+        was = cuda.cudnn_sdp_enabled()
+        others = (cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled()
+                  or cuda.math_sdp_enabled())
+        cuda.enable_cudnn_sdp(was and not others)
+        try:
+            yield
+        finally:
+            cuda.enable_cudnn_sdp(was)
 
 
 def _may_be_half(q: Tensor) -> bool:

@@ -1,13 +1,17 @@
 """Where cuDNN's attention errs, it is not asked."""
+import threading
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
 from etta_mm.tuners import ScaledPrefix
-from etta_mm.tuners.attend import attend
+from etta_mm.tuners.attend import _without_cudnn, attend
 
 SHAPE = (2, 8, 5, 32)  # (bs, num_heads, n, d_head)
 
@@ -17,11 +21,14 @@ class Asked(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self.cudnn = []
+        self.cudnn, self.others = [], []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention:
             self.cudnn.append(torch.backends.cuda.cudnn_sdp_enabled())
+            self.others.append((torch.backends.cuda.flash_sdp_enabled(),
+                                torch.backends.cuda.mem_efficient_sdp_enabled(),
+                                torch.backends.cuda.math_sdp_enabled()))
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
 
@@ -48,6 +55,41 @@ def test_cudnn_is_not_asked_where_it_errs(device, given, may):
         with Asked() as asked:
             assert attend(q, k, v, **given).shape == SHAPE
     assert asked.cudnn == [may]
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize('backend, cudnn, others', [
+    (SDPBackend.MATH, False, (False, False, True)),
+    (SDPBackend.FLASH_ATTENTION, False, (True, False, False)),
+    (SDPBackend.CUDNN_ATTENTION, True, (False, False, False)),
+], ids=str)
+def test_kernels_that_are_switched_off_stay_so(backend, cudnn, others):
+    with FakeTensorMode(), sdpa_kernel(backend), Asked() as asked:
+        q = torch.empty(SHAPE, device='cuda', dtype=torch.float16)
+        attend(q, q, q, dropout=0.1)
+    assert (asked.cudnn, asked.others) == ([cudnn], [others])
+
+
+def test_threads_leave_the_setting_as_it_was():
+    """One enters while the other is inside, and leaves after it."""
+    inside, entered = threading.Barrier(2, timeout=20), threading.Event()
+
+    def first():
+        with _without_cudnn():
+            inside.wait()
+            entered.wait(0.2)  # without a lock, the second is in by then
+
+    def second():
+        inside.wait()
+        with _without_cudnn():
+            entered.set()
+            time.sleep(0.1)
+
+    threads = [threading.Thread(target=run) for run in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
