@@ -16,6 +16,7 @@ from ..layers.frozen import FrozenStatistics
 from ..tuners import Tuner
 from .base_weights import allow_pickle
 from .check_device import check_device
+from .check_hooks import check_hooks
 from .check_host import check_hosts
 from .check_strategy import check_strategy
 from .config import type_name
@@ -42,10 +43,6 @@ SWITCHES = dict(
     efficient_conv_bn_eval=(
         'traces the backbone with the weights that it has before load_from, '
         'and keeps them. Leave it out: frozen norms are folded as it is.'))
-#: Hooks that do the same, by their names: in several processes, ...
-SYNCHRONISERS = dict(
-    SyncBuffersHook='averages the frozen statistics as well, and so rounds them',
-    SyncNormHook='averages frozen norms as well, and loads them by themselves')
 #: As torch says it of a tensor whose shape is another than the model's.
 MISMATCH = re.compile(
     r'size mismatch for (\S+): copying a param with shape torch\.Size\('
@@ -86,7 +83,7 @@ def check_model(cfg: Config,
     check_device(model, cfg)
     _check_switches(model, cfg)
     if is_trained:
-        _check_hooks(model, cfg)
+        check_hooks(model, cfg)
     path: Optional[str] = cfg.get('full_from', cfg.get('load_from'))
     if path is None:
         # a tuned checkpoint asks for its base when it is loaded
@@ -156,34 +153,6 @@ def _check_switches(model: nn.Module, cfg: Config) -> None:
         value = cfg.get(key) or strategy.get(key)
         if value and tuned_roots(model):
             raise ValueError(f'{key}={value!r} {why}')
-
-
-def _check_hooks(model: nn.Module, cfg: Config) -> None:
-    """The same for hooks that do something in a training."""
-    if not tuned_roots(model):
-        return
-    hooks = {
-        (type_name(hook) or '').rpartition('.')[2]
-        for hook in cfg.get('custom_hooks') or ()
-    }
-    for hook in hooks & SYNCHRONISERS.keys():
-        if cfg.get('launcher', 'none') != 'none':
-            raise ValueError(
-                f'custom_hooks has a {hook}, which {SYNCHRONISERS[hook]}; the '
-                'base would no longer be that of its checkpoint. Leave it out: '
-                'what is frozen is the same in all processes.')
-    if hooks >= {'MeanTeacherHook', 'TunedCheckpointHook'}:
-        raise ValueError(
-            'custom_hooks has a MeanTeacherHook, which averages the frozen '
-            'weights of the teacher as well, and so rounds them: tuned '
-            'checkpoints would fit no base. Leave the TunedCheckpointHook out; '
-            'the .pth holds everything.')
-    if not hooks & {'MeanTeacherHook', 'TunedCheckpointHook'}:
-        warnings.warn(
-            'custom_hooks has no TunedCheckpointHook: what is trained will be '
-            'saved in full checkpoints only. A list in a config takes the place '
-            "of the one that it inherits: repeat dict(type='ParameterReportHook') "
-            "and dict(type='TunedCheckpointHook') beside hooks of your own.")
 
 
 def _check_base(model: nn.Module,

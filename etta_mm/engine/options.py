@@ -30,8 +30,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import find_latest_checkpoint
 
 from etta_mm.data.check import check_dataset
-from etta_mm.data.check_evaluator import (check_evaluator,
-                                          check_save_best)
+from etta_mm.data.check_evaluator import check_evaluator, check_save_best
 from etta_mm.data.check_num_classes import (check_num_classes, check_one_hot,
                                             check_same_classes)
 from etta_mm.data.file import check_file, check_folder_writable
@@ -151,8 +150,7 @@ def training_config(args: argparse.Namespace) -> Config:
             cfg.tuned_from = resume
         else:
             cfg.full_from = (
-                _latest_checkpoint(cfg)
-                if resume == 'auto' else resume)
+                _latest_checkpoint(cfg) if resume == 'auto' else resume)
             check_file(cfg.full_from, 'The checkpoint',
                        'Give one that exists, as --resume.')
     if 'full_from' not in cfg and cfg.get('load_from') is not None:
@@ -297,7 +295,6 @@ def _check_data(cfg: Config, *splits: str) -> None:
             check_evaluator(
                 cfg.get(f'{split}_evaluator'), f'{split}_evaluator', dataset)
         if len(datasets) > 1:
-            check_save_best(
-                cfg.get('default_hooks'), cfg.get('val_evaluator'),
-                cfg.get('val_cfg'))
+            check_save_best(*(cfg.get(key) for key in (
+                'default_hooks', 'val_evaluator', 'val_cfg')))
             check_same_classes(*datasets.values())
