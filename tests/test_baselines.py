@@ -13,8 +13,8 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from etta_mm import ParameterReport, count_parameters
+from etta_mm.checkpoints.tuned_checkpoint import tuned_roots
 from etta_mm.engine import build_on_meta
-from etta_mm.engine.tuned_checkpoint import tuned_roots
 from etta_mm.layers.sublayer import TunedSublayer
 from etta_mm.tuners import Tuner
 

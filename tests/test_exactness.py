@@ -26,8 +26,9 @@ from mmpretrain.registry import MODELS as MMPRETRAIN
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from etta_mm.engine.export import (example_inputs, export_onnx, export_program,
-                                   exportable, onnx_difference)
+from etta_mm.inference.export import (example_inputs, export_onnx,
+                                      export_program, exportable,
+                                      onnx_difference)
 
 DOCS = Path(__file__).parent.parent / 'docs/exactness.md'
 SYSTEMS = dict(vit='ET-ViT', detr='ET-DETR', deformable='ET-Deformable DETR')
@@ -289,7 +290,7 @@ SETTINGS: Dict[str, Callable] = {
     'DDP, gloo, 2 processes': distributed,
     'EMA, 3 steps': averaged,
 }
-#: Rows that tests/test_export.py holds to the same bounds.
+#: Rows that tests/test_inference/test_export.py holds to the same bounds.
 TESTED_ELSEWHERE = ('`torch.export`', 'ONNX, onnxruntime')
 #: Rows that compile C++ for minutes.
 SLOW = ("`torch.compile`, 'inductor'", )

@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from hosts import HOSTS, loss, output
+from hosts import HOSTS, loss, output, prepare
 from mmcv.ops.multi_scale_deform_attn import (
     MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch)
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
@@ -16,8 +16,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
+from etta_mm import TuningBank, save_tuned
 from etta_mm.benchmark.cases import Case
 from etta_mm.benchmark.measure import compile_parts, measure
+from etta_mm.features.cached_features import CachedFeatures
+from etta_mm.features.feature_cache import FeatureCache
+from etta_mm.features.image_hash import image_hashes
 from etta_mm.layers import checkpoint_layers
 from etta_mm.tuners import ScaledPrefix
 from etta_mm.tuners.attend import attend
@@ -261,6 +265,59 @@ def test_compiled_layers_are_the_eager_ones(name):
         cpu(output(compiled, batch)), cpu(output(model, batch)), **CLOSE)
     assert_close(
         cpu(gradients(compiled, batch)), cpu(gradients(model, batch)), **CLOSE)
+
+
+@pytest.mark.parametrize('name', ['vit', 'detr'])
+def test_compiled_layers_are_close_to_the_eager_ones_in_half_precision(name):
+    """As one vector: fused operations leave roundings out."""
+    torch._dynamo.reset()
+    batch = HOSTS[name].batch()
+    model, compiled = build(name).to(DEVICE), build(name).to(DEVICE)
+    compile_parts(compiled)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        expected, found = (
+            gradients(m, batch)[1:] for m in (model, compiled))
+    wanted, given = (
+        torch.cat([grad.flatten() for grad in cpu(tensors)])
+        for tensors in (expected, found))
+    assert given.dtype == wanted.dtype == torch.float32
+    assert (given - wanted).norm() < 0.1 * wanted.norm()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.uint8])
+def test_hashes_of_images_are_the_cpus(dtype):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 3, 37, 41, generator=generator).mul(255).to(dtype)
+    assert image_hashes('base', images.to(DEVICE)) == image_hashes(
+        'base', images)
+
+
+@pytest.mark.parametrize('name', ['detr', 'deformable'])
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+def test_features_are_the_same_whether_written_or_read(name, dtype, tmp_path):
+    model = build(name).to(DEVICE).train()
+    features = CachedFeatures(model, FeatureCache(tmp_path, dtype)).attach()
+    images = prepare(model, HOSTS[name].batch(), True)['inputs']
+    written, read = model.extract_feat(images), model.extract_feat(images)
+    assert features.hits == features.misses == len(images)
+    for one, other in zip(written, read, strict=True):
+        assert one.device == other.device == images.device
+    assert_close(read, written, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name', ['vit', 'detr', 'deformable'])
+def test_a_batch_of_two_tunings_is_the_cpus(name, tmp_path):
+    path = tmp_path / 'mine.safetensors'
+    save_tuned(build(name), path)
+    found = []
+    for device in ('cpu', DEVICE):
+        model = HOSTS[name].build(None)
+        model.load_state_dict(HOSTS[name].base_weights())
+        bank = TuningBank(model.to(device))
+        bank.load('mine', path)
+        with bank.per_sample(['mine', None]):
+            found.append(cpu(output(model, HOSTS[name].batch())))
+    assert_close(*found, **CLOSE)
 
 
 @pytest.mark.parametrize('name', ['detr_r50', 'deformable', 'vit_l16'])

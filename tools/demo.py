@@ -6,13 +6,12 @@ import argparse
 
 from mmengine.config import Config
 
-from etta_mm.data.file import (check_config, check_file,
-                               check_folder_writable)
-from etta_mm.engine.base_weights import allow_pickle
+from etta_mm.checkpoints.base_weights import allow_pickle
+from etta_mm.checkpoints.tuned_weights import tuned_weights
+from etta_mm.data.file import check_config, check_file, check_folder_writable
 from etta_mm.engine.check_model import check_full
-from etta_mm.engine.inference import build_predictor, predict_files
-from etta_mm.engine.tuned_weights import tuned_weights
 from etta_mm.engine.user_error import exit_on_user_error
+from etta_mm.inference.predictor import build_predictor, predict_files
 
 
 def parse_args(argv=None):

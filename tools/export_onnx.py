@@ -4,12 +4,12 @@ from importlib.util import find_spec
 
 from mmengine.config import Config
 
+from etta_mm.checkpoints.base_weights import allow_pickle
+from etta_mm.checkpoints.convert import build_tuned_model
 from etta_mm.data.file import check_config, check_file
-from etta_mm.engine.base_weights import allow_pickle
-from etta_mm.engine.convert import build_tuned_model
-from etta_mm.engine.export import (export_onnx, export_program, exportable,
-                                   image_size_of, onnx_difference)
 from etta_mm.engine.user_error import exit_on_user_error
+from etta_mm.inference.export import (export_onnx, export_program, exportable,
+                                      image_size_of, onnx_difference)
 
 #: Of the outputs, between onnxruntime and PyTorch.
 TOLERANCE = 1e-4

@@ -11,10 +11,10 @@ import sys
 
 from mmengine.config import Config
 
+from etta_mm.checkpoints.base_weights import allow_pickle
+from etta_mm.checkpoints.convert import (apply, description, differences,
+                                         extract, merge)
 from etta_mm.data.file import check_config
-from etta_mm.engine.base_weights import allow_pickle
-from etta_mm.engine.convert import (apply, description, differences, extract,
-                                    merge)
 from etta_mm.engine.user_error import exit_on_user_error
 
 

@@ -11,8 +11,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from ..engine import build_on_meta
-from ..engine.cached_features import check_cacheable
-from ..engine.feature_cache import DTYPES
+from ..features.cached_features import check_cacheable
+from ..features.feature_cache import DTYPES
 from .floor import count_flops
 
 

@@ -7,7 +7,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
-from ..engine.atomic import write_atomically  # noqa: E402
+from ..checkpoints.atomic import write_atomically  # noqa: E402
 from .growth import AXES, METHODS  # noqa: E402
 from .report import table_row  # noqa: E402
 

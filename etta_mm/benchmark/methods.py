@@ -7,9 +7,9 @@ from typing import Callable, Dict
 import torch
 from torch import nn
 
-from ..engine import save_tuned
-from ..engine.cached_features import CachedFeatures
-from ..engine.feature_cache import FeatureCache
+from ..checkpoints import save_tuned
+from ..features.cached_features import CachedFeatures
+from ..features.feature_cache import FeatureCache
 from ..layers.sampling import fast_sampling
 from . import peers
 from .cases import Case, Contestant

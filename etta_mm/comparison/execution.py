@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Optional
 
+from ..checkpoints.atomic import write_atomically
 from ..engine import build_on_meta, count_parameters
-from ..engine.atomic import write_atomically
 from .process import start
 from .results import measure, tested
 from .settings import Settings

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import List
 
-from ..engine.atomic import write_atomically
+from ..checkpoints.atomic import write_atomically
 from .figures import CURVES, PERCENT, draw_curves, draw_percent
 from .plan import is_finite
 from .results import Summary, summarize, unit

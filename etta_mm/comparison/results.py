@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Optional, Tuple
 
-from ..engine.atomic import write_atomically
+from ..checkpoints.atomic import write_atomically
 from ..engine.scalar_log import read_records
 from .plan import is_finite
 from .settings import BY_EPOCH_KEY

@@ -4,8 +4,8 @@ import warnings
 from mmengine.config import Config
 from torch import nn
 
+from ..checkpoints.tuned_checkpoint import tuned_roots
 from .config import type_name
-from .tuned_checkpoint import tuned_roots
 
 #: Hooks that break a tuned model in several processes, by name, and why.
 SYNCHRONISERS = dict(

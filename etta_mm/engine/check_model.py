@@ -11,24 +11,23 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
+from ..checkpoints.base_weights import allow_pickle
+from ..checkpoints.new_parts import drop_new
+from ..checkpoints.training_state import NEEDED
+from ..checkpoints.tuned_checkpoint import tuned_roots
+from ..checkpoints.tuned_file import plain_metainfo
+from ..checkpoints.tuned_fit import check_classes
 from ..data.classes import common_classes
 from ..layers.frozen import FrozenStatistics
 from ..tuners import Tuner
-from .base_weights import allow_pickle
 from .check_device import check_device
 from .check_hooks import check_hooks
 from .check_host import check_hosts
 from .check_strategy import check_strategy
 from .config import type_name
-from .meta_model import build_on_meta
 from .launch import is_first_of_machine
-from .new_parts import drop_new
-from .training_state import NEEDED
-from .tuned_checkpoint import tuned_roots
-from .tuned_file import plain_metainfo
-from .tuned_fit import check_classes
+from .meta_model import build_on_meta
 from .user_error import is_ours, message
-
 
 UNCHECKED = ('model and checkpoint are not compared before the run, which takes '
              'a model without its numbers: {}')

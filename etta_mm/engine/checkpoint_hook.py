@@ -6,7 +6,7 @@ from mmengine.fileio import get_file_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
-from .atomic import AtomicBackend, write_atomically
+from ..checkpoints.atomic import AtomicBackend, write_atomically
 from .training_state_hook import TrainingStateHook
 from .tuned_checkpoint_hook import TunedCheckpointHook
 

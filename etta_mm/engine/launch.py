@@ -24,15 +24,15 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner, load_checkpoint
 from torch import distributed as torch_dist
 
-from .base_weights import allow_pickle
+from ..checkpoints.base_weights import allow_pickle
+from ..checkpoints.tuned_checkpoint import load_tuned
+from ..checkpoints.tuned_file import plain_metainfo
+from ..checkpoints.wrapper import unwrapped
 from .checkpoint_hook import AtomicCheckpointHook
 from .resume import resume_tuned
 from .run_config import RunConfig
 from .schedule_check_hook import ScheduleCheckHook
 from .training_state_hook import TrainingStateHook
-from .tuned_checkpoint import load_tuned
-from .tuned_file import plain_metainfo
-from .wrapper import unwrapped
 
 #: Where each launcher tells a process its rank, local rank and world size.
 RANK_VARIABLES = dict(

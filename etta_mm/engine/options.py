@@ -35,12 +35,12 @@ from etta_mm.data.check_num_classes import (check_num_classes, check_one_hot,
                                             check_same_classes)
 from etta_mm.data.file import check_file, check_folder_writable
 
+from ..checkpoints.training_state import state_path
+from ..checkpoints.tuned_file import is_tuned
 from .check_model import check_model
 from .config import merge_options, type_name
 from .launch import RANK_VARIABLES, is_first_of_machine
 from .task import draw, dump_predictions, set_loaders
-from .training_state import state_path
-from .tuned_file import is_tuned
 
 #: Devices on which mmengine's AmpOptimWrapper runs.
 AMP_DEVICES = ('cuda', 'npu', 'mlu', 'musa')

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from mmengine.runner import CheckpointLoader, Runner
 
-from .training_state import load_training_state, state_path
-from .tuned_file import read_metadata
-from .wrapper import unwrapped
+from ..checkpoints.training_state import load_training_state, state_path
+from ..checkpoints.tuned_file import read_metadata
+from ..checkpoints.wrapper import unwrapped
 
 SCHEME = 'tuned://'
 _put_together = {}  # name -> checkpoint, until the Runner takes it

@@ -24,10 +24,10 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import STRATEGIES
 from torch import Tensor, nn
 
-from .atomic import appearing_whole
-from .new_parts import drop_new
+from ..checkpoints.atomic import appearing_whole
+from ..checkpoints.new_parts import drop_new
+from ..checkpoints.wrapper import unwrapped
 from .sharded_model import plain_name
-from .wrapper import unwrapped
 
 
 def on_meta(model: nn.Module) -> nn.Module:

@@ -3,17 +3,16 @@ from itertools import islice
 from typing import Iterator, Optional, Tuple
 
 import torch
-from mmengine.dist import (all_gather_object, all_reduce_dict,
-                           get_world_size)
+from mmengine.dist import all_gather_object, all_reduce_dict, get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
 
+from ..checkpoints.wrapper import unwrapped
 from .random_state import random_state, set_random_state
 from .resumed_settings import check_schedules, differences, warning
 from .sharded_model import plain_name
-from .wrapper import unwrapped
 
 STATE_KEY = 'training_state'
 

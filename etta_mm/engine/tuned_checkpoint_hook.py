@@ -6,11 +6,11 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 
+from ..checkpoints.training_state import save_training_state, state_path
+from ..checkpoints.tuned_checkpoint import (read_metadata, save_tuned,
+                                            tuned_roots, tuned_state_dict)
+from ..checkpoints.tuned_file import plain_metainfo
 from .sharding import ETFSDPStrategy, structure
-from .training_state import save_training_state, state_path
-from .tuned_checkpoint import (read_metadata, save_tuned, tuned_roots,
-                               tuned_state_dict)
-from .tuned_file import plain_metainfo
 
 
 @HOOKS.register_module()

@@ -15,11 +15,10 @@ from mmengine.optim import AmpOptimWrapper
 from torch import nn
 
 from etta_mm import count_parameters
-from etta_mm.engine import build_on_meta
-from etta_mm.engine import check_device
+from etta_mm.checkpoints.convert import build_model
+from etta_mm.engine import build_on_meta, check_device
 from etta_mm.engine import check_model as module
 from etta_mm.engine.check_model import check_full, check_model
-from etta_mm.engine.convert import build_model
 
 CLASSES = ('cat', 'dog', 'cow')
 BFLOAT16 = dict(type='AmpOptimWrapper', dtype='bfloat16')

@@ -17,8 +17,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from etta_mm import apply_tuning, load_tuned
-from etta_mm.engine import read_metadata
-from etta_mm.engine.tuned_file import plain_metainfo
+from etta_mm.checkpoints import read_metadata
+from etta_mm.checkpoints.tuned_file import plain_metainfo
 
 DIMS = 4
 TUNING = dict(

@@ -22,17 +22,20 @@ from mmengine.registry import DATASETS, OPTIM_WRAPPERS, DefaultScope
 from mmengine.runner import find_latest_checkpoint, load_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from trainer import NUM_ITEMS, NoisyData, Stopped
 from trainer import base as save_the_base
-from trainer import NUM_ITEMS, NoisyData, Stopped, config, train
+from trainer import config, train
 
 from etta_mm import load_tuned
-from etta_mm.engine import read_metadata, training_state_hook
-from etta_mm.engine.atomic import write_atomically
+from etta_mm.checkpoints import read_metadata
+from etta_mm.checkpoints.atomic import write_atomically
+from etta_mm.checkpoints.training_state import (CHECKSUM_KEY, STATE_KEY,
+                                                load_training_state,
+                                                state_path)
+from etta_mm.checkpoints.tuned_file import checksum
+from etta_mm.engine import training_state_hook
 from etta_mm.engine.launch import build_runner
 from etta_mm.engine.tuned_checkpoint_hook import TunedCheckpointHook
-from etta_mm.engine.training_state import (CHECKSUM_KEY, STATE_KEY,
-                                           load_training_state, state_path)
-from etta_mm.engine.tuned_file import checksum
 
 NUM_KILLS = 20
 EPOCHS = 4

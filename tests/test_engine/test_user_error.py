@@ -6,10 +6,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
+from etta_mm.checkpoints.tuned_file import file_classes
+from etta_mm.checkpoints.wrapper import check_names
 from etta_mm.engine import build_on_meta
-from etta_mm.engine.tuned_file import file_classes
 from etta_mm.engine.user_error import exit_on_refusal, exit_on_user_error
-from etta_mm.engine.wrapper import check_names
 
 
 def end_of(action, *args):

@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS, METRICS, MODELS
 from torch import nn
 
 from etta_mm import TunedHost
-from etta_mm.engine import save_base
+from etta_mm.checkpoints import save_base
 from etta_mm.engine.launch import build_runner
 
 DIMS = 4

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from etta_mm import (apply_tuning, count_parameters, disable_tuning,
                      load_tuned, save_tuned)
-from etta_mm.engine import read_metadata
+from etta_mm.checkpoints import read_metadata
 from etta_mm.layers import ETFFN, ETMultiheadAttention
 from etta_mm.tuners import Tuner
 

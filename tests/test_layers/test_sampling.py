@@ -137,7 +137,7 @@ torch.testing.assert_close(layer(x, **args), before, rtol=1e-5, atol=1e-5)
 with torch.autocast('cpu', torch.bfloat16):
     layer(x, **args)
 # The exported models' sizes are plain numbers.
-from etta_mm.engine.exportable import StaticDeformableAttention
+from etta_mm.inference.exportable import StaticDeformableAttention
 before = layer(x, **args)
 layer.__class__ = StaticDeformableAttention
 args['spatial_shapes'] = [(3, 4)]

@@ -20,8 +20,8 @@ from runs import (ROOT, classification_config, detection_config,
                   load_checkpoint, load_tool, run_code, save_base)
 
 from etta_mm import load_tuned, save_tuned, tuned_weights
-from etta_mm.engine.convert import apply, build_model
-from etta_mm.engine.inference import DetectionPredictor, build_predictor
+from etta_mm.checkpoints.convert import apply, build_model
+from etta_mm.inference.predictor import DetectionPredictor, build_predictor
 
 CLASSES = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 #: The model of each snippet in docs/inference.md.

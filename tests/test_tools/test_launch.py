@@ -19,7 +19,7 @@ from runs import (ROOT, classification_config, detection_config,
                   load_checkpoint, load_tool, run_tool, save_base)
 from torch.testing import assert_close
 
-from etta_mm.engine import read_metadata
+from etta_mm.checkpoints import read_metadata
 from etta_mm.engine.launch import RANK_VARIABLES, init_gloo
 
 TUNING = dict(

@@ -14,9 +14,9 @@ from runs import (ROOT, classification_config, detection_config, load_tool,
 from torch.testing import assert_close
 
 from etta_mm import save_tuned
+from etta_mm.checkpoints import save_base as save_base_weights
+from etta_mm.checkpoints.convert import build_model
 from etta_mm.engine import options
-from etta_mm.engine import save_base as save_base_weights
-from etta_mm.engine.convert import build_model
 from etta_mm.engine.launch import RANK_VARIABLES, build_runner
 from etta_mm.engine.task import draw, dump_predictions, set_loaders, task_scope
 from etta_mm.models import ETDeformableDETR

@@ -15,15 +15,15 @@ from mmengine._strategy import single_device
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner
-from runs import (ROOT, detection_config, fork_tool, load_checkpoint, load_tool,
-                  run_tool, save_base)
+from runs import (ROOT, detection_config, fork_tool, load_checkpoint,
+                  load_tool, run_tool, save_base)
 from test_launch import TOLERANCE, TUNING, free_port
 
-from etta_mm.engine import (ETFSDPStrategy, ETFullyShardedDataParallel,
-                            read_metadata, tuned_state_dict)
+from etta_mm.checkpoints import read_metadata, tuned_state_dict
+from etta_mm.checkpoints.tuned_file import read_tensors
+from etta_mm.engine import ETFSDPStrategy, ETFullyShardedDataParallel
 from etta_mm.engine.check_strategy import check_strategy
 from etta_mm.engine.sharding import on_meta
-from etta_mm.engine.tuned_file import read_tensors
 
 FSDP = Config.fromfile(ROOT / 'configs/etta/_base_/fsdp.py').to_dict()
 LEARNING_RATE = 0.1

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from etta_mm import save_tuned
-from etta_mm.engine import read_metadata
+from etta_mm.checkpoints import read_metadata
 
 HOST = HOSTS['detr']
 CLASSES = ['cat', 'dog', 'cow']

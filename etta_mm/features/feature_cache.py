@@ -3,8 +3,9 @@ import json
 import logging
 import os
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.dist import get_world_size
@@ -13,12 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .atomic import write_atomically
+from ..checkpoints.atomic import write_atomically
 
 DTYPES = ('float16', 'bfloat16', 'float32')
 SUFFIX = '.safetensors'
 CHECKSUM_KEY = 'crc32'
 GB = 10**9  # bytes
+MAX_READERS = 8  # threads
 
 
 class FeatureCache:
@@ -77,11 +79,31 @@ class FeatureCache:
                     total += _size(os.path.join(root, name))
         return total
 
-    def read(self, key: str) -> Optional[Tuple[Tensor, ...]]:
-        """The features of ``key`` on the CPU, or None if there are none.
+    def read(self,
+             keys: Sequence[str],
+             device='cpu') -> List[Optional[Tuple[Tensor, ...]]]:
+        """The features of each key, or None where there are none.
 
         They have the types and the order in memory that they were given in.
+        Files are read and checked side by side, and go to the device as they
+        are stored.
+
+        Args:
+            keys (Sequence[str]): Hexadecimal digits each.
+            device (str | torch.device): Where the features are wanted.
+                Defaults to 'cpu'.
         """
+        if not keys:
+            return []
+        # No pool is kept: a copy of the model copies this object.
+        with ThreadPoolExecutor(min(len(keys), MAX_READERS)) as pool:
+            files = list(pool.map(self._load, keys))
+        return [f if f is None else _unpacked(f, device) for f in files]
+
+    def _load(self, key: str) -> Optional[Dict[str, Tensor]]:
+        """The tensors of a file, None if it is missing or damaged. This runs
+        in a thread: an operation of torch that shares out its work would start
+        threads of its own there."""
         try:
             data = self.path(key).read_bytes()
             tensors = load(data)
@@ -91,7 +113,7 @@ class FeatureCache:
             return None
         if _metadata(data).get(CHECKSUM_KEY) != _checksum(tensors):
             return None
-        return _unpacked(tensors)
+        return tensors
 
     def write(self, key: str,
               features: List[Tensor]) -> Tuple[Tensor, ...]:
@@ -179,13 +201,13 @@ def _packed(features: List[Tensor], stored: List[Tensor]) -> dict:
     return packed
 
 
-def _unpacked(tensors: dict) -> Tuple[Tensor, ...]:
+def _unpacked(tensors: Dict[str, Tensor], device) -> Tuple[Tensor, ...]:
     features = []
     for name in sorted(tensors, key=lambda name: int(name.split('.')[0])):
         _, dtype, channels = name.split('.')
         memory_format = (
             torch.channels_last
             if channels == 'last' else torch.contiguous_format)
-        features.append(tensors[name].to(
+        features.append(tensors[name].to(device).to(
             getattr(torch, dtype), memory_format=memory_format))
     return tuple(features)

@@ -20,9 +20,9 @@ from mmpretrain.apis import ImageClassificationInferencer
 from mmpretrain.visualization import UniversalVisualizer
 from rich.progress import track
 
+from ..engine.task import CLASSIFICATION, DETECTION, colours, task_scope
 from .media import (DRAWN, PREDICTED, VideoWriter, check_targets, find_images,
                     is_video, open_video, read_image, write_json_list)
-from .task import CLASSIFICATION, DETECTION, colours, task_scope
 
 #: Smaller pictures are enlarged before a class is written on them, to this
 #: length of the short side in pixels.

@@ -3,7 +3,7 @@
 Run as a script, this file measures the table in docs/export.md anew and writes
 it::
 
-    python tests/test_export.py
+    python tests/test_inference/test_export.py
 """
 import re
 import sys
@@ -22,10 +22,10 @@ from mmpretrain.registry import MODELS
 from torch._dynamo.exc import UserError
 from torch.testing import assert_close
 
-from etta_mm.engine.export import (OPSET, example_inputs, export_onnx,
-                                   export_program, exportable, image_size_of,
-                                   onnx_difference)
-from etta_mm.engine.exportable import StaticDeformableAttention
+from etta_mm.inference.export import (OPSET, example_inputs, export_onnx,
+                                      export_program, exportable,
+                                      image_size_of, onnx_difference)
+from etta_mm.inference.exportable import StaticDeformableAttention
 
 TUNING = dict(
     ffn=dict(type='ParallelAdapter', bottleneck_dims=6),

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from .atomic import write_atomically
+from ..checkpoints.atomic import write_atomically
 from .exportable import ExportedDetector, exportable
 
 __all__ = [

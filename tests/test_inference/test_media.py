@@ -1,12 +1,12 @@
 """Which pictures a folder holds, and which files a result may not be."""
 from pathlib import Path
 
-import numpy as np
 import mmcv
+import numpy as np
 import pytest
 
-from etta_mm.engine.media import (IMAGE_SUFFIXES, check_targets, find_images,
-                                  read_image)
+from etta_mm.inference.media import (IMAGE_SUFFIXES, check_targets,
+                                     find_images, read_image)
 
 
 def touch(*paths):

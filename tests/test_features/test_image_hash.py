@@ -4,8 +4,8 @@ import hashlib
 import pytest
 import torch
 
-from etta_mm.engine.fingerprint import fold
-from etta_mm.engine.image_hash import image_hashes
+from etta_mm.checkpoints.fingerprint import fold
+from etta_mm.features.image_hash import image_hashes
 
 #: 105 elements an image: no whole number of words of 32 bits below float32.
 SHAPE = (2, 3, 5, 7)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from mmcv.cnn.bricks.transformer import FFN
 from mmengine.model import BaseModule
+from safetensors.torch import load, save
 from torch import nn
 
 from etta_mm import apply_tuning, load_tuned, save_tuned
-from etta_mm.engine.fingerprint import tensors_fingerprint
-from safetensors.torch import load, save
+from etta_mm.checkpoints.fingerprint import tensors_fingerprint
 
 SEED = 0
 NUM_FILES = 10_000

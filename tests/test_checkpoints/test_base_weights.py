@@ -19,10 +19,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from etta_mm import apply_tuning
-from etta_mm.engine import base_weights, save_base
-from etta_mm.engine.base_weights import allow_pickle
-from etta_mm.engine.convert import build_model
-from etta_mm.engine.tuned_file import STATE_KEY
+from etta_mm.checkpoints import base_weights, save_base
+from etta_mm.checkpoints.base_weights import allow_pickle
+from etta_mm.checkpoints.convert import build_model
+from etta_mm.checkpoints.tuned_file import STATE_KEY
 
 DIMS = 4
 

@@ -16,8 +16,8 @@ import mmdet
 import pytest
 import torch
 from hosts import HOSTS, output, train_steps
-from mmdet.registry import MODELS
 from mmcv.cnn.bricks.transformer import FFN
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import DefaultScope
@@ -28,10 +28,10 @@ from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
 from etta_mm import apply_tuning, load_tuned, save_tuned, tuned_state_dict
-from etta_mm.engine import atomic, read_metadata, tuned_checkpoint
-from etta_mm.engine.fingerprint import (fingerprint_of_version_1,
-                                        tensors_fingerprint)
-from etta_mm.engine.tuned_fit import check_patterns
+from etta_mm.checkpoints import atomic, read_metadata, tuned_checkpoint
+from etta_mm.checkpoints.fingerprint import (fingerprint_of_version_1,
+                                             tensors_fingerprint)
+from etta_mm.checkpoints.tuned_fit import check_patterns
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = HOSTS['detr']

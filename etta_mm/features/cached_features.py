@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from ..checkpoints.fingerprint import (base_dtypes, fingerprint,
+                                       tensors_fingerprint)
 from ..tuners import Tuner
 from .feature_cache import FeatureCache
-from .fingerprint import base_dtypes, fingerprint, tensors_fingerprint
 from .image_hash import image_hashes
 
 PARTS = ('backbone', 'neck')
@@ -67,7 +68,7 @@ class CachedFeatures:
         if args or kwargs or not self.model.training:
             return self._extract(batch_inputs, *args, **kwargs)
         keys = self._keys(batch_inputs)
-        found = [self.cache.read(key) for key in keys]
+        found = self.cache.read(keys, batch_inputs.device)
         missing = [i for i, features in enumerate(found) if features is None]
         if missing:
             # Indexing would copy what is there already.
@@ -80,9 +81,7 @@ class CachedFeatures:
                     keys[i], [level[row:row + 1] for level in levels])
         self.hits += len(keys) - len(missing)
         self.misses += len(missing)
-        return tuple(
-            torch.cat([f.to(batch_inputs.device) for f in level])
-            for level in zip(*found))
+        return tuple(torch.cat(level) for level in zip(*found))
 
     def _extract(self, *args, **kwargs):
         return type(self.model).extract_feat(self.model, *args, **kwargs)

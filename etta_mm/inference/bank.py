@@ -4,11 +4,11 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 from torch import nn
 
+from ..checkpoints.tuned_checkpoint import tuned_roots
 from ..layers.routed import put, take_class
 from ..tuners import Tuner
 from .loaded_tuning import LoadedTuning, load_beside
 from .mixed_batch import check_number_of_images, route_batch
-from .tuned_checkpoint import tuned_roots
 
 
 class TuningBank:

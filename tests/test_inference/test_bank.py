@@ -19,8 +19,8 @@ from torch.testing import assert_close
 
 from etta_mm import (TuningBank, apply_tuning, load_tuned, save_tuned,
                      tuned_state_dict)
-from etta_mm.engine import bank as bank_module
-from etta_mm.engine import loaded_tuning
+from etta_mm.inference import bank as bank_module
+from etta_mm.inference import loaded_tuning
 from etta_mm.layers.routing import Routing
 from etta_mm.tuners import LoRA, ParallelAdapter, ScaledPrefix
 

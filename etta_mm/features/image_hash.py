@@ -5,7 +5,7 @@ from typing import List
 import torch
 from torch import Tensor
 
-from .fingerprint import fold
+from ..checkpoints.fingerprint import fold
 
 NUM_SUMS = 4  # of 64 bits each
 #: Of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number

@@ -21,12 +21,13 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from etta_mm.engine import FeatureCacheHook
-from etta_mm.engine.cached_features import CachedFeatures
-from etta_mm.engine.feature_cache import GB, FeatureCache
-from etta_mm.engine.fingerprint import tensors_fingerprint
-from etta_mm.engine.image_hash import image_hashes
+from etta_mm.checkpoints.fingerprint import tensors_fingerprint
+from etta_mm.features import FeatureCacheHook
+from etta_mm.features.cached_features import CachedFeatures
+from etta_mm.features.feature_cache import GB, FeatureCache
+from etta_mm.features.image_hash import image_hashes
 
 TUNING = dict(
     ffn=dict(type='ParallelAdapter', bottleneck_dims=5),
@@ -278,9 +279,9 @@ def test_a_damaged_file_is_a_miss_and_is_written_again(damage, tmp_path):
     whole = cache.path('ab').read_bytes()
     assert damage(whole) != whole
     cache.path('ab').write_bytes(damage(whole))
-    assert cache.read('ab') is None
+    assert cache.read(['ab'])[0] is None
     cache.write('ab', features)
-    assert_close(cache.read('ab'), expected, **EXACT)
+    assert_close(cache.read(['ab'])[0], expected, **EXACT)
 
 
 def test_a_file_that_is_written_again_takes_no_more_room(tmp_path, logged):
@@ -294,8 +295,48 @@ def test_a_file_that_is_written_again_takes_no_more_room(tmp_path, logged):
     again = FeatureCache(tmp_path, max_gb=(size + 1) / GB)
     for key in ('ab', 'cd'):
         again.write(key, features)
-        assert again.read(key) is not None
+        assert again.read([key])[0] is not None
     assert again.num_bytes() == size and not logged()
+
+
+def test_features_come_in_the_order_of_their_keys(tmp_path):
+    """Files of all sizes, which take their time, and none for some keys."""
+    cache = FeatureCache(tmp_path, dtype='float32')
+    sizes = [2**19, 1, 0, 2**16, 1, 2**19, 0, 0, 1, 2**18, 1, 1]
+    keys = [f'{i:02x}' for i in range(len(sizes))]
+    expected = [
+        cache.write(key, [torch.full((1, size), float(i))]) if size else None
+        for i, (key, size) in enumerate(zip(keys, sizes))
+    ]
+    assert_close(cache.read(keys), expected, **EXACT)
+    assert cache.read([]) == []
+
+
+def test_features_go_to_the_device_as_they_are_stored(tmp_path):
+    cache = FeatureCache(tmp_path)
+    given = torch.randn(1, 2, 3, 4).contiguous(
+        memory_format=torch.channels_last)
+    cache.write('ab', [given])
+    with RecordedMoves() as moves:
+        feature, = cache.read(['ab'], 'meta')[0]
+    assert feature.is_meta and feature.dtype == given.dtype
+    assert feature.stride() == given.stride()
+    assert moves.found == [torch.float16]
+
+
+class RecordedMoves(TorchDispatchMode):
+    """The types in which tensors leave the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if torch.is_tensor(result) and result.is_meta and any(
+                torch.is_tensor(a) and not a.is_meta for a in args):
+            self.found.append(result.dtype)
+        return result
 
 
 def test_a_validation_neither_reads_nor_writes(tmp_path):
@@ -332,7 +373,7 @@ def test_the_files_of_other_runs_count_against_the_limit(tmp_path):
     (tmp_path / 'ab').mkdir(exist_ok=True)
     cache = FeatureCache(tmp_path, max_gb=taken / GB)
     cache.write('ab', [torch.zeros(1, 3, 4, 4)])
-    assert cache.read('ab') is None and cache.num_bytes() == taken
+    assert cache.read(['ab'])[0] is None and cache.num_bytes() == taken
 
 
 def test_a_feature_beyond_half_precision_is_refused(tmp_path):

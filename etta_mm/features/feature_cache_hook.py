@@ -6,9 +6,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from ..checkpoints.wrapper import unwrapped
 from .cached_features import CachedFeatures
 from .feature_cache import GB, FeatureCache
-from .wrapper import unwrapped
 
 #: Below this share of known images in a repeated pass, the cache is of no use.
 LOW_HIT_RATE = 0.05

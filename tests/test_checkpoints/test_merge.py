@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from etta_mm import apply_tuning, tuned_state_dict
-from etta_mm.engine import merge_tuning
+from etta_mm.checkpoints import merge_tuning
 
 LORA = dict(type='LoRA', rank=2, alpha=3)
 ADAPTER = dict(type='ParallelAdapter', bottleneck_dims=3)

@@ -6,10 +6,10 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 from mmengine.model import ModuleDict
 from torch import Tensor, nn
 
+from ..checkpoints.tuned_checkpoint import load_tuned
+from ..checkpoints.tuned_file import read_tuned
 from ..layers.matching import unmatched_class
 from ..layers.sublayer import TunedSublayer
-from .tuned_checkpoint import load_tuned
-from .tuned_file import read_tuned
 
 
 @dataclass

@@ -1,0 +1,3 @@
+from .bank import TuningBank
+
+__all__ = ['TuningBank']
