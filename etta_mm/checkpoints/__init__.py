@@ -1,3 +1,4 @@
+"""What is kept of a training, and the base that it belongs to."""
 from .base_weights import save_base
 from .merge import merge_tuning
 from .tuned_checkpoint import (load_tuned, read_metadata, save_tuned,

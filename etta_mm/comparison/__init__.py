@@ -1,3 +1,4 @@
+"""Methods compared by trainings: plans, runs, pages of results."""
 from .initial_loss import initial_loss_page, initial_losses
 from .overview import overview, replace_table, total_cost
 from .plan import Plan, Point, Run

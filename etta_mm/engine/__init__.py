@@ -1,3 +1,4 @@
+"""Starting a run and what happens in it: options, checks, hooks."""
 from .budget import Budget, solve_bottleneck
 from .checkpoint_hook import AtomicCheckpointHook
 from .meta_model import build_on_meta

@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import ImageClassifier
 
-from etta_mm.data.unread import found_type
+from ..data.unread import found_type
 
 
 def check_hosts(cfg: Config) -> None:

@@ -29,14 +29,13 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmengine.runner import find_latest_checkpoint
 
-from etta_mm.data.check import check_dataset
-from etta_mm.data.check_evaluator import check_evaluator, check_save_best
-from etta_mm.data.check_num_classes import (check_num_classes, check_one_hot,
-                                            check_same_classes)
-from etta_mm.data.file import check_file, check_folder_writable
-
 from ..checkpoints.training_state import state_path
 from ..checkpoints.tuned_file import is_tuned
+from ..data.check import check_dataset
+from ..data.check_evaluator import check_evaluator, check_save_best
+from ..data.check_num_classes import (check_num_classes, check_one_hot,
+                                      check_same_classes)
+from ..data.file import check_file, check_folder_writable
 from .check_model import check_model
 from .config import merge_options, type_name
 from .launch import RANK_VARIABLES, is_first_of_machine

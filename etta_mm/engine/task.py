@@ -7,7 +7,7 @@ from mmdet.visualization.palette import get_palette
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from etta_mm.data.unread import found_type, leaves, unread
+from ..data.unread import found_type, leaves, unread
 
 DETECTION, CLASSIFICATION = 'mmdet', 'mmpretrain'
 

@@ -1,3 +1,4 @@
+"""Where a tuner sits: how it joins the layers of its host."""
 from .attention import ETMultiheadAttention
 from .checkpointing import checkpoint_layers, transformer_layers
 from .deformable import ETMultiScaleDeformableAttention

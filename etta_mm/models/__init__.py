@@ -1,3 +1,4 @@
+"""The registered ET models, one for each host."""
 from .conv_stem import ConvStem
 from .deformable_detr import ETDeformableDETR
 from .detr import ETDETR

@@ -1,3 +1,4 @@
+"""What is learned: adapters, prefixes, LoRA."""
 from .adapter import ParallelAdapter, SerialAdapter
 from .base import Tuner
 from .builder import build_tuner, tuner_class

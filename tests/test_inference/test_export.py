@@ -52,7 +52,7 @@ HOST_NAMES = {
     'ET-DAB-DETR': 'dab_detr',
     'ET-DINO': 'dino',
 }
-DOCS = Path(__file__).parent.parent / 'docs/export.md'
+DOCS = Path(__file__).parents[2] / 'docs/export.md'
 ROW = re.compile(r'^\| (.+?) \| (.+) \|$', re.M)
 FAILS = 'does not export: see below'
 IMAGE_SIZE = (64, 48)
