@@ -570,7 +570,7 @@ if ((NEED_BASE)); then
       MAX_JOBS=$(awk -v cores="$(nproc)" '/^MemAvailable/ {fit = int($2 / 1572864)}
         END {if (fit < 1) fit = 1; print fit < cores ? fit : cores}' /proc/meminfo)
     fi
-    say "Building mmcv $(pin onedl-mmcv) ${CUDA_ARCHS:+with CUDA ops for $CUDA_ARCHS }on $MAX_JOBS cores, beside the next steps: 8 minutes on 2 cores."
+    say "Building mmcv $(pin onedl-mmcv) ${CUDA_ARCHS:+with CUDA ops for $CUDA_ARCHS }on $MAX_JOBS cores, beside the next steps: about 7 minutes on 2 cores."
     start "$BUILD" build_mmcv "$WHEEL"
   fi
 

@@ -39,8 +39,9 @@ def tuned_state_dict(model: nn.Module) -> Dict[str, Tensor]:
     These are the tuners' parameters, what ``train`` of a tuning left
     trainable, every other parameter that requires a gradient now (such as the
     head of a classifier whose backbone is tuned; a shared one once), and the
-    buffers of the modules that own those, that ``train`` names (a loss may
-    count in one), or that keep running statistics that are not frozen.
+    buffers of the modules that own those, that ``train`` names or that stand in
+    a trained part beside what is tuned (the loss of a head may count in one), or
+    that keep running statistics that are not frozen.
 
     Args:
         model (nn.Module): A tuned model, or one that contains tuned ones.
@@ -69,6 +70,11 @@ def tuned_state_dict(model: nn.Module) -> Dict[str, Tensor]:
             id(p)
             for name, p in root.named_parameters(remove_duplicate=False)
             if name in getattr(root, 'tuning_trains', ()))
+    for child in model.children() if '' not in roots else ():
+        parts = list(child.modules())
+        if any(id(p) in ours for p in child.parameters()) and not any(
+                part is root for part in parts for root in roots.values()):
+            named |= {id(part) for part in parts}
     tensors = {
         name: p.detach()
         for name, p in model.named_parameters() if id(p) in ours

@@ -200,7 +200,8 @@ def _check_custom(dataset: CustomDataset, with_named_classes: bool,
         # The names that a type brings along (ImageNet's) are not those of the
         # folders, but there must be a folder for each.
         if with_named_classes and not _are_other_names(dataset.CLASSES, found):
-            check_classes(dataset.CLASSES, found, folder, name, key)
+            check_classes([str(item) for item in dataset.CLASSES], found,
+                          folder, name, key)
         if dataset.CLASSES and len(found) != len(dataset.CLASSES):
             raise ValueError(
                 f'{name}: {folder} has {len(found)} folders '
@@ -214,7 +215,7 @@ def _check_custom(dataset: CustomDataset, with_named_classes: bool,
 def _are_other_names(classes: Sequence[str], found: Sequence[str]) -> bool:
     """Whether classes have names of their own beside those of the folders, such
     as n01440764: tench. What may be a mistake is none."""
-    ours, theirs = ({item.casefold() for item in items}
+    ours, theirs = ({str(item).casefold() for item in items}
                     for items in (classes, found))
     if len(classes) != len(found) or theirs & (ours | SPLITS):
         return False

@@ -100,9 +100,15 @@ def check_save_best(hooks: Optional[dict], evaluator,
 
 def _names(metric: dict) -> list:
     """What a metric measures, behind its prefix; [''] if it may be anything."""
-    if _is_zoos(metric, 'mmpretrain.Accuracy') and not isinstance(
-            metric.get('thrs'), (list, tuple)):
-        return [f'top{k}' for k in _listed(metric.get('topk', 1))]
+    if _is_zoos(metric, 'mmpretrain.Accuracy'):
+        thresholds = _listed(metric.get('thrs', 0.))
+        several = len(thresholds) > 1
+        return [
+            f'top{k}' + (('_no-thr' if threshold is None else
+                          f'_thr-{threshold:.2f}') if several else '')
+            for k in _listed(metric.get('topk', 1))
+            for threshold in thresholds
+        ]
     if _is_zoos(metric, 'mmdet.CocoMetric') and not metric.get('classwise'):
         kinds = _listed(metric.get('metric', 'bbox'))
         items = metric.get('metric_items') or COCO_ITEMS

@@ -4,8 +4,8 @@ from typing import Iterator, Tuple
 
 from mmpretrain.datasets import CustomDataset
 
-from .classes import (are_texts, classes_key, classes_of, first,
-                      folders_of)
+from .classes import (are_texts, classes_key, classes_of, first, folders_of,
+                      num_labels)
 from .unread import leaves, unread
 
 #: Heads whose classes are not those of the data: objects against ground, and
@@ -36,9 +36,16 @@ def check_num_classes(model: dict, dataset: dict,
     if not isinstance(model, dict) or 'language_model' in model:
         return
     for leaf, where in leaves(dataset, name):
-        classes = classes_of(unread(leaf, where))
-        for head, number in _heads(model, 'model') if classes else ():
-            if number != len(classes):
+        built = unread(leaf, where)
+        classes, labels = classes_of(built), num_labels(built)
+        for head, number in _heads(model, 'model'):
+            if labels > number:
+                raise ValueError(
+                    f'{built.ann_file}, of {where}, has the label '
+                    f'{labels - 1}, and {head}.num_classes is {number}, for '
+                    f'labels from 0 to {number - 1}. Set {head}.num_classes='
+                    f'{labels}, or correct the file.')
+            if classes and number != len(classes):
                 raise ValueError(
                     f'{where} has {len(classes)} classes ({first(classes)}), '
                     f'and {head}.num_classes is {number}. Set {head}.'

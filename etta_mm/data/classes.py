@@ -2,6 +2,7 @@
 from typing import List, Optional, Sequence
 
 from mmengine.dataset import BaseDataset
+from mmengine.fileio import list_from_file
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.datasets.custom import find_folders
 
@@ -52,6 +53,21 @@ def folders_of(dataset: Optional[BaseDataset]) -> Optional[List[str]]:
             and not dataset.ann_file):
         return find_folders(dataset.img_prefix)[0]
     return None
+
+
+def num_labels(dataset: Optional[BaseDataset]) -> int:
+    """One more than the largest label of a list file whose classes have no
+    names; 0 where there is none.
+
+    Args:
+        dataset (BaseDataset, optional): What
+            :func:`~etta_mm.data.unread.unread` returns.
+    """
+    if not (isinstance(dataset, CustomDataset) and dataset.with_label
+            and dataset.ann_file and not dataset.metainfo.get('classes')):
+        return 0
+    lines = list_from_file(dataset.ann_file)
+    return 1 + max((int(line.rpartition(' ')[2]) for line in lines), default=-1)
 
 
 def are_texts(dataset: dict) -> bool:

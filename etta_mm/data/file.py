@@ -18,7 +18,7 @@ def check_file(path: str, what: str, remedy: str) -> None:
         what (str): What the path stands for; begins the message.
         remedy (str): What the user may do; ends the message.
     """
-    if '://' in path or osp.exists(osp.expanduser(path)):
+    if '://' in str(path) or osp.exists(osp.expanduser(path)):
         return
     folder = osp.dirname(osp.abspath(path))
     while not osp.isdir(folder):

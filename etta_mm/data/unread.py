@@ -117,7 +117,8 @@ def is_remote(cfg: dict) -> bool:
     prefixes = cfg.get('data_prefix') or {}
     prefixes = prefixes.values() if isinstance(prefixes, dict) else [prefixes]
     paths = chain([cfg.get('data_root'), cfg.get('ann_file')], prefixes)
-    return backend != 'local' or any('://' in (path or '') for path in paths)
+    return backend != 'local' or any('://' in str(path or '')
+                                     for path in paths)
 
 
 def _is_zoos(host: type) -> bool:

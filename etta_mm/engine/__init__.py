@@ -5,6 +5,7 @@ from .meta_model import build_on_meta
 from .optim_constructor import GroupedOptimWrapperConstructor
 from .parameter_report_hook import ParameterReportHook
 from .parameters import ParameterReport, count_parameters
+from .processes_hook import ProcessesHook
 from .schedule_check_hook import ScheduleCheckHook
 from .sharded_model import ETFullyShardedDataParallel
 from .sharding import ETFSDPStrategy
@@ -14,7 +15,7 @@ from .tuned_checkpoint_hook import TunedCheckpointHook
 __all__ = [
     'AtomicCheckpointHook', 'Budget', 'ETFSDPStrategy',
     'ETFullyShardedDataParallel', 'GroupedOptimWrapperConstructor',
-    'ParameterReport', 'ParameterReportHook', 'ScheduleCheckHook',
-    'TrainingStateHook', 'TunedCheckpointHook', 'build_on_meta',
-    'count_parameters', 'solve_bottleneck'
+    'ParameterReport', 'ParameterReportHook', 'ProcessesHook',
+    'ScheduleCheckHook', 'TrainingStateHook', 'TunedCheckpointHook',
+    'build_on_meta', 'count_parameters', 'solve_bottleneck'
 ]

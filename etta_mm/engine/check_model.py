@@ -78,6 +78,11 @@ def check_model(cfg: Config,
     if model is None:
         return
     is_tuned = any(isinstance(module, Tuner) for module in model.modules())
+    if cfg.get('tuned_from') and cfg.get('resume') and not is_tuned:
+        raise ValueError(
+            f'--resume {str(cfg.tuned_from)!r} is a tuned checkpoint, and the '
+            'model of the config has no tuning: its optimizer would not know '
+            'the tuners. Give the config of that training.')
     check_strategy(cfg, is_tuned)
     check_device(model, cfg)
     _check_switches(model, cfg)

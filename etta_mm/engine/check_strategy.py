@@ -3,9 +3,13 @@ import torch
 from mmengine.config import Config
 
 from .config import type_name
+from .launch import num_processes
 
 WHOLE = ('{}; leave out runner_type and strategy for this (the config without '
          'configs/etta/_base_/fsdp.py)')
+
+#: Strategies of mmengine that write checkpoints in ways of their own.
+OTHER_STRATEGIES = ('DeepSpeedStrategy', 'ColossalAIStrategy')
 
 
 def check_strategy(cfg: Config, is_tuned: bool) -> None:
@@ -30,7 +34,17 @@ def check_strategy(cfg: Config, is_tuned: bool) -> None:
             WHOLE.format(f'tuned checkpoint {str(cfg.tuned_from)!r} with '
                          "runner_type='FlexibleRunner', which loads .pth "
                          'files only: give the .pth beside it'))
-    kind = type_name(strategy)
+    kind = _plain_name(strategy)
+    if is_tuned and kind in OTHER_STRATEGIES:
+        raise ValueError(
+            f'strategy.type={kind!r} saves no tuned checkpoint. Set strategy = '
+            "dict(type='ETFSDPStrategy'), or leave out runner_type and strategy.")
+    if is_tuned and _plain_name(cfg.get('model_wrapper_cfg')) == (
+            'MMFullyShardedDataParallel'):
+        raise ValueError(
+            "model_wrapper_cfg.type='MMFullyShardedDataParallel' shards frozen "
+            'and trained parameters alike. Leave it out and inherit '
+            'configs/etta/_base_/fsdp.py.')
     if kind == 'FSDPStrategy' and is_tuned:
         raise ValueError(
             "strategy.type='FSDPStrategy' shards frozen and trained "
@@ -51,13 +65,22 @@ def check_strategy(cfg: Config, is_tuned: bool) -> None:
             f'strategy.model_wrapper.cpu_offload={wrapper["cpu_offload"]}: it '
             'moves the base from the memory of the host to a GPU and back, '
             'and there is none here. Leave it out.')
-    if cfg.get('launcher', 'none') == 'none':
+    if 'NO_SHARD' in str(wrapper.get('sharding_strategy')):
+        raise ValueError(
+            WHOLE.format(f'sharding_strategy={wrapper["sharding_strategy"]!r} '
+                         'shares nothing, which DDP does at less cost'))
+    if num_processes(cfg) == 1:
         raise ValueError(
             WHOLE.format("strategy.type='ETFSDPStrategy' shares a model among "
                          'processes, and this is one alone: use '
                          'tools/dist_train.sh or tools/slurm_train.sh'))
-    hooks = [type_name(hook) for hook in cfg.get('custom_hooks') or []]
+    hooks = [_plain_name(hook) for hook in cfg.get('custom_hooks') or []]
     if 'EMAHook' in hooks:
         raise ValueError(
             WHOLE.format("strategy.type='ETFSDPStrategy' with EMAHook, which "
                          'averages a model that is whole: leave EMAHook out'))
+
+
+def _plain_name(cfg) -> str:
+    """The name of the type of a config without its scope."""
+    return (type_name(cfg) or '').rpartition('.')[2]

@@ -29,6 +29,7 @@ from ..checkpoints.tuned_checkpoint import load_tuned
 from ..checkpoints.tuned_file import plain_metainfo
 from ..checkpoints.wrapper import unwrapped
 from .checkpoint_hook import AtomicCheckpointHook
+from .processes_hook import ProcessesHook
 from .resume import resume_tuned
 from .run_config import RunConfig
 from .schedule_check_hook import ScheduleCheckHook
@@ -51,6 +52,17 @@ def is_first_of_machine(cfg: Config) -> bool:
     launcher = cfg.get('launcher', 'none')
     return launcher == 'none' or int(
         os.environ.get(RANK_VARIABLES[launcher][1], 0)) == 0
+
+
+def num_processes(cfg: Config) -> int:
+    """How many processes there are, of all machines.
+
+    Args:
+        cfg (Config): The config of the run, which names its launcher.
+    """
+    launcher = cfg.get('launcher', 'none')
+    return 1 if launcher == 'none' else int(
+        os.environ.get(RANK_VARIABLES[launcher][2], 0))
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -100,10 +112,9 @@ def _make_safe(runner: Runner) -> None:
     for hook in runner.hooks:
         if type(hook) is CheckpointHook:
             hook.__class__, hook.removed = AtomicCheckpointHook, set()
-    if not any(isinstance(hook, TrainingStateHook) for hook in runner.hooks):
-        runner.register_hook(TrainingStateHook())
-    if not any(isinstance(hook, ScheduleCheckHook) for hook in runner.hooks):
-        runner.register_hook(ScheduleCheckHook())
+    for kind in (ProcessesHook, TrainingStateHook, ScheduleCheckHook):
+        if not any(isinstance(hook, kind) for hook in runner.hooks):
+            runner.register_hook(kind())
 
 
 def init_gloo(launcher: str, dist_cfg: dict) -> None:

@@ -270,30 +270,32 @@ def _check_resumable(path: str) -> None:
 
 
 def _is_tuned(path: str) -> bool:
-    if not path.endswith('.safetensors') or '://' in path:
-        return False
-    return is_tuned(path)
+    return (path.endswith('.safetensors') and '://' not in path
+            and is_tuned(path))
 
 
 def _check_data(cfg: Config, *splits: str) -> None:
     """Check data sets and metrics, once a machine: disks may differ."""
     if not is_first_of_machine(cfg):
         return
-    datasets = {}
+    datasets, model = {}, cfg.get('model') or {}
+    # What is retrieved may be of other classes than what is trained on.
+    compared = splits if 'prototype' not in model else ('train', )
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         for split in splits:
             loader = cfg.get(f'{split}_dataloader')
-            dataset = loader.get('dataset') if isinstance(loader,
-                                                          dict) else None
-            datasets[split] = dataset
+            datasets[split] = dataset = (
+                loader.get('dataset') if isinstance(loader, dict) else None)
             name = f'{split}_dataloader.dataset'
             check_dataset(dataset, name)
-            check_num_classes(cfg.get('model'), dataset, name)
+            if split in compared:
+                check_num_classes(model, dataset, name)
             if split == 'train':
                 check_one_hot(cfg, dataset, name)
             check_evaluator(
                 cfg.get(f'{split}_evaluator'), f'{split}_evaluator', dataset)
-        if len(datasets) > 1:
+        if len(splits) > 1:
             check_save_best(*(cfg.get(key) for key in (
                 'default_hooks', 'val_evaluator', 'val_cfg')))
+        if len(compared) > 1:
             check_same_classes(*datasets.values())

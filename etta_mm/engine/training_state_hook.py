@@ -3,7 +3,7 @@ from itertools import islice
 from typing import Iterator, Optional, Tuple
 
 import torch
-from mmengine.dist import all_gather_object, all_reduce_dict, get_world_size
+from mmengine.dist import all_reduce_dict, get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
@@ -111,17 +111,15 @@ class TrainingStateHook(Hook):
 
         Args:
             runner (Runner): The runner of the training.
-
-        Raises:
-            ValueError: If the processes do not go on from one checkpoint.
         """
-        _check_equal_starts(runner)
         if runner._resume and _is_over(runner.train_loop):
             runner.logger.warning(
                 f'Resumed behind the end, in epoch {runner.epoch}, iteration '
                 f'{runner.iter}: there is nothing left to train. To train '
                 'longer, give the checkpoint as load_from, without --resume, '
                 'and a schedule for what is to come.')
+        if runner._resume:
+            _count_on(runner, self._resumed)
         if self._resumed is None:
             return
         sampler, seed = _sampler(runner), self._resumed['sampler_seed']
@@ -232,36 +230,44 @@ class _Rest:
         return getattr(self.batch_sampler, name)
 
 
-def _skip_seen(runner, resumed: Optional[dict]) -> int:
-    """Leave out what the epoch that is resumed has seen, unless it had another
-    number of batches (other data, batch size, or number of processes): what it
-    has seen is not known then. Returns how many batches that are."""
+def _num_seen(runner, resumed: Optional[dict]) -> int:
+    """How many batches the epoch that is resumed has seen; 0 if it had another
+    number of them (other data, batch size, or number of processes): what it has
+    seen is not known then."""
     loader = runner.train_dataloader
     if not isinstance(runner.train_loop, EpochBasedTrainLoop):
-        return 0  # mmengine's IterBasedTrainLoop does so itself
+        return 0  # mmengine's IterBasedTrainLoop leaves them out itself
     if (resumed or {}).get('num_batches') != len(loader):
         return 0  # or it is not known, in a checkpoint of mmengine itself
     number = resumed['seen']
-    if not 0 < number <= len(loader) or loader.batch_sampler is None:
-        return 0
-    runner.logger.info(f'Epoch {runner.epoch + 1} goes on behind {number} of '
-                       f'its {len(loader)} batches.')
-    # DataLoader forbids the plain assignment; nothing else has read it yet.
-    vars(loader)['batch_sampler'] = _Rest(loader.batch_sampler, number)
+    is_known = 0 < number <= len(loader) and loader.batch_sampler is not None
+    return number if is_known else 0
+
+
+def _skip_seen(runner, resumed: Optional[dict]) -> int:
+    """Leave out what the epoch that is resumed has seen. Returns how many
+    batches that are."""
+    loader, number = runner.train_dataloader, _num_seen(runner, resumed)
+    if number:
+        runner.logger.info(f'Epoch {runner.epoch + 1} goes on behind {number} '
+                           f'of its {len(loader)} batches.')
+        # DataLoader forbids the plain assignment; nothing has read it yet.
+        vars(loader)['batch_sampler'] = _Rest(loader.batch_sampler, number)
     return number
 
 
-def _check_equal_starts(runner) -> None:
-    if get_world_size() == 1:
+def _count_on(runner, resumed: Optional[dict]) -> None:
+    """Count the iterations that are left from those that there were, which may
+    have been of other batches: gradients are accumulated by this number."""
+    loop = runner.train_loop
+    if not isinstance(loop, EpochBasedTrainLoop):
         return
-    starts = all_gather_object((runner.epoch, runner.iter))
-    if len(set(starts)) > 1:
-        where = ', '.join(f'process {rank}: epoch {epoch}, iteration {step}'
-                          for rank, (epoch, step) in enumerate(starts))
-        raise ValueError(
-            f'the processes start from different checkpoints ({where}). Put '
-            'work_dir on a disk that all machines share, or name one checkpoint '
-            'with --resume')
+    seen = _num_seen(runner, resumed)
+    left = (loop.max_epochs - loop.epoch) * len(loop.dataloader) - seen
+    if loop.iter + left != loop.max_iters:
+        loop._max_iters = loop.iter + left
+        runner.optim_wrapper.initialize_count_status(
+            runner.model, loop.iter, loop.max_iters)
 
 
 def _is_over(loop) -> bool:

@@ -107,7 +107,7 @@ class FeatureCache:
         try:
             data = self.path(key).read_bytes()
             tensors = load(data)
-        except FileNotFoundError:
+        except OSError:  # not there, or not to be read: made anew
             return None
         except SafetensorError:  # cut short: made anew and written again
             return None

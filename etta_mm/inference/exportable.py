@@ -16,19 +16,32 @@ from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 from mmdet.models.detectors import (DeformableDETR, DetectionTransformer,
                                     GroundingDINO)
 from mmpretrain.models.classifiers import ImageClassifier
-from mmpretrain.models.heads import MultiLabelClsHead
+from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
 from torch import Tensor, nn
+
+try:  # OneDL's mmpretrain alone has it
+    from mmpretrain.models.heads import RegressionHead
+except ImportError:
+    RegressionHead = ()
 
 
 class ExportedClassifier(nn.Module):
-    """Images to class scores.
+    """Images to class scores, or to the values of a regression.
 
     Args:
         model (ImageClassifier): The classifier; it stays as it is.
+
+    Raises:
+        TypeError: If its head is of neither kind of mmpretrain.
     """
 
     def __init__(self, model: ImageClassifier) -> None:
         super().__init__()
+        if not isinstance(model.head, (ClsHead, MultiLabelClsHead)):
+            raise TypeError(
+                f'the head of the {type(model).__name__}, a '
+                f'{type(model.head).__name__}, cannot be exported: what can be '
+                "are mmpretrain's ClsHead, MultiLabelClsHead and their heirs")
         self.host = copy.deepcopy(model).eval()
 
     def forward(self, images: Tensor) -> Tuple[Tensor]:
@@ -38,12 +51,15 @@ class ExportedClassifier(nn.Module):
             images (Tensor): Normalised, (bs, 3, h, w).
 
         Returns:
-            tuple[Tensor]: Scores of the classes in [0, 1], (bs, num_classes).
+            tuple[Tensor]: Scores of the classes in [0, 1], or the values of a
+            regression, (bs, num_classes).
         """
-        logits = self.host(images, mode='tensor')
+        found = self.host(images, mode='tensor')
+        if isinstance(self.host.head, RegressionHead):
+            return (found, )
         if isinstance(self.host.head, MultiLabelClsHead):
-            return (logits.sigmoid(), )
-        return (logits.softmax(-1), )
+            return (found.sigmoid(), )
+        return (found.softmax(-1), )
 
 
 class ExportedDetector(nn.Module):
@@ -212,7 +228,8 @@ def exportable(model: nn.Module) -> nn.Module:
         nn.Module: :class:`ExportedClassifier` or :class:`ExportedDetector`.
 
     Raises:
-        TypeError: If it is neither, or takes a text besides images.
+        TypeError: If it is neither, takes a text besides images, or has a
+            head of another kind.
     """
     if isinstance(model, ImageClassifier):
         return ExportedClassifier(model)

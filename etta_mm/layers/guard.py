@@ -15,6 +15,11 @@ from torch import nn
 
 from ..tuners import Tuner
 
+#: What a pre-training leaves in its checkpoint (DINOv2's, BEiT's) and no forward
+#: pass of a fine-tuning reads.
+OF_PRETRAINING = ('mask_token', )
+FEW = 4  # of a base, less than one tensor of so many
+
 
 def guard_loading(model: nn.Module, trained: List[str]) -> None:
     """Make ``model`` check every state dict that it loads.
@@ -73,12 +78,13 @@ def check_state_dict(module: nn.Module, state_dict: dict, prefix: str, *args,
     unsaved = {name for name, _ in module.named_buffers(remove_duplicate=False)}
     unexpected = sorted(given - set(expected) - unsaved)
     # A DDQ-DETR gives its decoder the head's branches when it trains first.
-    again = [
+    unused = [
         key for key in unexpected
-        if _stands_twice(key, expected, loaded, prefix)
+        if key.rpartition('.')[2] in OF_PRETRAINING
+        or _stands_twice(key, expected, loaded, prefix)
     ]
-    unexpected = [key for key in unexpected if key not in again]
-    for key in again:
+    unexpected = [key for key in unexpected if key not in unused]
+    for key in unused:
         state_dict.pop(prefix + key, None)
     if missing or unexpected:
         raise KeyError(_describe(module, missing, unexpected, len(expected)))
@@ -127,8 +133,9 @@ def _stands_twice(key: str, expected: dict, loaded: dict, prefix: str) -> bool:
     ]
     tensor = loaded[prefix + key]
     return any(
-        twin.shape == tensor.shape and torch.equal(twin, tensor)
-        for twin in twins)
+        twin.shape == tensor.shape and
+        (twin.is_meta or tensor.is_meta or torch.equal(twin, tensor))
+        for twin in twins)  # without numbers, the benefit of the doubt
 
 
 def _after_hooks(module: nn.Module, state_dict: dict, prefix: str) -> dict:
@@ -169,6 +176,11 @@ def _describe(module: nn.Module, missing: List[str], unexpected: List[str],
             text += f'; {missing[0]} may be what it calls {near[0]}'
     if unexpected and not missing:
         text += '. If these are of no use here, take them out of the file'
+    if missing and not unexpected and len(missing) * FEW < total:
+        parts = list(dict.fromkeys(key.rpartition('.')[0] or key
+                                   for key in missing))
+        text += ('. If these are new in this model, have them trained: name '
+                 f'{_listing(parts)} in train of the tuning')
     return text + ('. Give the checkpoint of this very architecture as '
                    'load_from; tuned-only files are loaded with load_tuned')
 

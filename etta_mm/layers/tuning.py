@@ -7,7 +7,7 @@ from typing import List, Optional
 from mmdet.models.dense_heads import MaskFormerHead
 from mmdet.models.detectors import DETR
 from mmengine.logging import print_log
-from mmengine.model import ModuleDict
+from mmengine.model import ModuleDict, PretrainedInit, initialize
 from mmpretrain.models.backbones import RevVisionTransformer
 from torch import nn
 
@@ -234,6 +234,15 @@ def init_tuned(model: nn.Module, *args, **kwargs) -> None:
         return
     model.tuners_loaded = False
     type(model).init_weights(model, *args, **kwargs)
+    # mmpretrain's ViTs draw their position embedding over what was loaded,
+    # unless init_cfg is a single dict.
+    init_cfg = getattr(model, 'init_cfg', None)
+    loaded = [
+        cfg for cfg in (init_cfg if isinstance(init_cfg, list) else ())
+        if cfg['type'] in ('Pretrained', PretrainedInit)
+    ]
+    if loaded:
+        initialize(model, loaded)
     if not model.tuners_loaded:
         start_tuners(model)
 

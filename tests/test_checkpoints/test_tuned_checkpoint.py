@@ -371,6 +371,21 @@ def test_what_counts_in_a_trained_head_is_saved(tmp_path):
     assert_close(base['head'].loss.seen, model['head'].loss.seen)
 
 
+def test_what_counts_in_a_head_beside_what_is_tuned_is_saved(tmp_path):
+    """Such as a loss without a weight, in a head that is trained as ever."""
+    base = nn.ModuleDict(dict(
+        backbone=nn.ModuleDict(dict(ffn=FFN(4, 8), loss=Counting().loss)),
+        head=nn.ModuleDict(dict(fc=nn.Linear(4, 4), loss=Counting().loss))))
+    model = copy.deepcopy(base)
+    apply_tuning(model['backbone'], dict(ffn=TUNING['ffn']))
+    model['head']['loss'].seen += 3
+    path = save_tuned(model, tmp_path / 'tuned.safetensors')
+    saved = set(load_file(str(path)))
+    assert 'head.loss.seen' in saved and 'backbone.loss.seen' not in saved
+    load_tuned(base, path)
+    assert_close(base['head']['loss'].seen, model['head']['loss'].seen)
+
+
 @pytest.mark.parametrize('wrap', [
     torch.compile, nn.DataParallel,
     lambda model: torch.compile(nn.DataParallel(model))

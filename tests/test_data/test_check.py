@@ -13,8 +13,7 @@ from etta_mm.data.check import check_dataset
 from etta_mm.data.check_evaluator import check_evaluator, check_save_best
 from etta_mm.data.check_num_classes import (check_num_classes, check_one_hot,
                                             check_same_classes)
-from etta_mm.data.file import (check_config, check_file,
-                               check_folder_writable)
+from etta_mm.data.file import check_config, check_file, check_folder_writable
 
 NUM_IMAGES = 6
 SPLIT = 'train'
@@ -434,6 +433,27 @@ def test_other_names_for_all_class_folders_pass(folders):
         check_dataset(folders)
 
 
+@pytest.mark.parametrize('key', ['classes', 'metainfo'])
+def test_numbers_may_name_the_classes(tmp_path, key):
+    for name in '012':
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '1.jpg').touch()
+    dataset = dict(type='mmpretrain.CustomDataset', data_root=str(tmp_path))
+
+    def given(*classes):
+        return {key: classes if key == 'classes' else dict(classes=classes)}
+
+    check_dataset({**dataset, **given(0, 1, 2)})
+    with pytest.raises(ValueError, match='another order'):
+        check_dataset({**dataset, **given(0, 2, 1)})
+
+
+def test_a_folder_may_be_a_path_of_pathlib(tmp_path):
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a/1.jpg').touch()
+    check_dataset(dict(type='mmpretrain.CustomDataset', data_root=tmp_path))
+
+
 @pytest.mark.parametrize('names, classes', [
     (['train', 'val'], ['cat', 'dog']), (['cat', 'dog'], ['Dog', 'Cat'])])
 def test_what_may_be_a_mistake_is_no_other_name(tmp_path, names, classes):
@@ -625,6 +645,8 @@ TOP = dict(type='mmpretrain.Accuracy')
      'own/\\.\\.\\., accuracy/top1'),
     ('accuracy_top-1', dict(type='Evaluator', metrics=TOP), 'accuracy/top1'),
     ('coco/bbox_mAP', dict(COCO, prefix='own'), 'own/bbox_mAP, .*'),
+    ('accuracy/top1', dict(TOP, thrs=(0., None)),
+     'accuracy/top1_thr-0.00, accuracy/top1_no-thr'),
 ])
 def test_a_best_checkpoint_by_what_nothing_measures_is_an_error(
         best, evaluator, called):
@@ -643,12 +665,14 @@ def test_the_names_of_a_metric_are_those_that_it_gives(coco):
         img_id=image['id'], ori_shape=(112, 112), pred_instances=dict(
             bboxes=torch.tensor([[0., 0., 9., 9.]]), scores=torch.ones(1),
             labels=torch.zeros(1, dtype=torch.long)))])
-    accuracy = METRICS.build(dict(TOP, topk=(1, 2)))
-    accuracy.process(None, [dict(
-        pred_score=torch.tensor([0.1, 0.9]), gt_label=torch.tensor([1]))])
-    for evaluator, found, number in (
-            (given, boxes.evaluate(NUM_IMAGES), 6),
-            (dict(TOP, topk=(1, 2)), accuracy.evaluate(1), 2)):
+    evaluated = [(given, boxes.evaluate(NUM_IMAGES), 6)]
+    for thresholds, number in ((0., 2), ((0.5, ), 2), ((0., 0.125, None), 6)):
+        tops = dict(TOP, topk=(1, 2), thrs=thresholds)
+        accuracy = METRICS.build(tops)
+        accuracy.process(None, [dict(
+            pred_score=torch.tensor([0.1, 0.9]), gt_label=torch.tensor([1]))])
+        evaluated.append((tops, accuracy.evaluate(1), number))
+    for evaluator, found, number in evaluated:
         assert len(found) == number
         check_save_best(dict(checkpoint=dict(save_best=[*found])), evaluator)
 
@@ -775,6 +799,21 @@ def test_another_number_of_classes_in_the_model_is_an_error(
     for named in (folders, {**folders, 'metainfo': None}):
         with pytest.raises(ValueError, match=r'model\.head\.num_classes is'):
             check_num_classes(dict(head=wrong), named)
+
+
+def test_a_label_beyond_the_classes_of_the_model_is_an_error(tmp_path):
+    """Of a list whose classes have no names; on a GPU it would be an assertion
+    in a kernel."""
+    listed = tmp_path / 'list.txt'
+    dataset = dict(type='mmpretrain.CustomDataset', ann_file=str(listed))
+    listed.write_text('a b.jpg 0\nc.jpg 35\nd.jpg 2\n')
+    check_num_classes(CLASSIFIER, dataset)
+    check_num_classes(dict(head=dict(num_classes=100)), dataset)
+    with pytest.raises(ValueError, match='list.txt, of x, has the label 35, and'
+                       r' model.head.num_classes is 35.* from 0 to 34.*=36'):
+        check_num_classes(dict(head=dict(num_classes=35)), dataset, 'x')
+    listed.write_text('')
+    check_num_classes(CLASSIFIER, dataset)
 
 
 @pytest.mark.parametrize('model, preprocessor', [

@@ -124,6 +124,18 @@ def test_nothing_is_said_where_nothing_stays_random(changes):
         check_model(cfg)
 
 
+def test_a_tuned_checkpoint_is_resumed_by_a_tuned_model_alone():
+    """In several processes DDP would know nothing of the tuners."""
+    cfg = tuned()
+    cfg.merge_from_dict(dict(tuned_from='x.safetensors', resume=True))
+    check_model(cfg)
+    cfg.model.tuning = None
+    with pytest.raises(ValueError, match="--resume 'x.safetensors'.*no tuning"):
+        check_model(cfg)
+    cfg.resume = False  # tested, it is tuned as the file says
+    check_model(cfg, is_trained=False)
+
+
 def test_a_backbone_that_is_loaded_by_itself_is_not_named():
     cfg = tuned()
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='x.pth')

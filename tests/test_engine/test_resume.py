@@ -33,7 +33,7 @@ from etta_mm.checkpoints.training_state import (CHECKSUM_KEY, STATE_KEY,
                                                 load_training_state,
                                                 state_path)
 from etta_mm.checkpoints.tuned_file import checksum
-from etta_mm.engine import training_state_hook
+from etta_mm.engine import processes_hook
 from etta_mm.engine.launch import build_runner
 from etta_mm.engine.tuned_checkpoint_hook import TunedCheckpointHook
 
@@ -451,15 +451,50 @@ def test_iterations_need_no_length(base, tmp_path):
 
 def test_processes_that_start_from_different_checkpoints_stop(
         base, tmp_path, monkeypatch):
-    monkeypatch.setattr(training_state_hook, 'get_world_size', lambda: 2)
-    monkeypatch.setattr(training_state_hook, 'all_gather_object',
-                        lambda start: [start, (2, 8)])
-    with pytest.raises(ValueError, match='process 0: epoch 0, iteration 0, '
-                       'process 1: epoch 2, iteration 8.*--resume'):
-        train(tmp_path / 'run', base, 1)
-    monkeypatch.setattr(training_state_hook, 'all_gather_object',
+    monkeypatch.setattr(processes_hook, 'get_world_size', lambda: 2)
+    for other, message in (
+            (lambda *start: (2, 8, start[2]), 'epoch 2, iteration 8'),
+            (lambda *start: (*start[:2], start[2] + 1), 'epoch 0, iteration 0')):
+        monkeypatch.setattr(processes_hook, 'all_gather_object',
+                            lambda start: [start, other(*start)])
+        with pytest.raises(ValueError, match='process 0: epoch 0, iteration 0, '
+                           f'.*process 1: {message}.*--resume'):
+            train(tmp_path / 'run', base, 1)
+    monkeypatch.setattr(processes_hook, 'all_gather_object',
                         lambda start: [start, start])
-    train(tmp_path / 'run', base, 1)
+    made = train(tmp_path / 'run', base, 1)
+    # And where a validation brings their results together.
+    metric, = made.val_loop.evaluator.metrics
+    assert metric.collect_dir == str(tmp_path / 'run/.collect')
+
+
+def test_one_byte_of_a_weight_is_seen():
+    model = torch.nn.Linear(3, 4)
+    before = processes_hook._sum_of_weights(model)
+    assert before == processes_hook._sum_of_weights(copy.deepcopy(model))
+    with torch.no_grad():
+        model.bias[2] = torch.nextafter(model.bias[2], torch.tensor(9.))
+    assert before != processes_hook._sum_of_weights(model)
+
+
+@pytest.mark.parametrize('batch_size, counts', [(6, 2), (6, 3), (4, 4)])
+def test_gradients_are_accumulated_to_the_end_with_other_batches(
+        base, tmp_path, batch_size, counts):
+    """By the iterations that are left, not by those of an unbroken training."""
+    changes = dict(optim_wrapper=dict(
+        config(tmp_path, base, 1).optim_wrapper, accumulative_counts=counts))
+    train(tmp_path / 'run', base, 1, **changes)
+    logging.disable(logging.NOTSET)
+    loader = config(tmp_path / 'run', base, 1).train_dataloader
+    made = train(
+        tmp_path / 'again', base, 3, resume=True,
+        load_from=find_latest_checkpoint(str(tmp_path / 'run')),
+        train_dataloader=dict(loader, batch_size=batch_size), **changes)
+    wrapper, num_iters = made.optim_wrapper, 4 + 2 * len(made.train_dataloader)
+    assert made.iter == made.max_iters == wrapper._max_counts == num_iters
+    assert wrapper._remainder_counts == num_iters % counts
+    assert all(p.grad is None or not p.grad.any()
+               for p in made.model.parameters())
 
 
 def test_tuned_files_go_with_the_full_ones_wherever_these_are(base, tmp_path):

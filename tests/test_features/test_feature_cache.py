@@ -4,6 +4,7 @@ What is cached is known by the prepared image, so the laws are about what makes
 it another one, and about what must never be cached.
 """
 import copy
+import errno
 import itertools
 import logging
 from pathlib import Path
@@ -282,6 +283,18 @@ def test_a_damaged_file_is_a_miss_and_is_written_again(damage, tmp_path):
     assert cache.read(['ab'])[0] is None
     cache.write('ab', features)
     assert_close(cache.read(['ab'])[0], expected, **EXACT)
+
+
+def test_a_file_that_cannot_be_read_is_a_miss(tmp_path, monkeypatch):
+    """Such as one that another client of a network file system replaces."""
+    cache = FeatureCache(tmp_path)
+    cache.write('ab', [torch.randn(1, 8, 2, 3)])
+
+    def stale(path):
+        raise OSError(errno.ESTALE, 'Stale file handle')
+
+    monkeypatch.setattr(Path, 'read_bytes', stale)
+    assert cache.read(['ab']) == [None]
 
 
 def test_a_file_that_is_written_again_takes_no_more_room(tmp_path, logged):

@@ -136,6 +136,31 @@ def test_a_padding_mask_matters():
     assert (masked[0][1] - plain[0][1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize('head', ['cls', 'multilabel', 'regression'])
+def test_the_scores_of_a_head_are_those_that_it_predicts(head):
+    """A regression's are values, of which there is no softmax."""
+    types = dict(cls='LinearClsHead', multilabel='MultiLabelLinearClsHead',
+                 regression='LinearRegressionHead')
+    cfg = HOSTS['vit'].config()
+    cfg['head'] = dict(type=types[head], num_classes=3, in_channels=16)
+    if types[head] not in MODELS:
+        pytest.skip('this mmpretrain has no regression')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(cfg).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        found = torch.stack([
+            sample.pred_score for sample in model(images, mode='predict')])
+        assert_close(exportable(model)(images)[0], found)
+
+
+def test_a_head_of_another_kind_is_refused():
+    model = build('vit')
+    model.head = torch.nn.Linear(16, 3)
+    with pytest.raises(TypeError, match='Linear, cannot be exported.*ClsHead'):
+        exportable(model)
+
+
 def test_a_detector_that_takes_a_text_is_refused():
     with pytest.raises(TypeError, match='GroundingDINO cannot be exported'):
         exportable(GroundingDINO.__new__(GroundingDINO))

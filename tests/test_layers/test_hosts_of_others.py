@@ -7,6 +7,7 @@ from hosts import HOSTS, classifier_config, randomise, rev_vit, vit_config
 from mmcv.cnn.bricks.transformer import FFN
 from mmdet.models import SwinTransformer
 from mmdet.models.dense_heads import MaskFormerHead
+from mmengine.model import PretrainedInit
 from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import load_state_dict
 from mmpretrain.models.backbones import SwinTransformerV2
@@ -110,6 +111,39 @@ def test_what_a_host_makes_itself_is_not_missed():
         load_state_dict(model, renamed)
 
 
+# ----------------------------------------------------------------- loading
+def base_of_vit() -> dict:
+    base = vit()
+    randomise(base)
+    return {k: v for k, v in base.state_dict().items() if '.tuners.' not in k}
+
+
+def test_what_a_masked_pretraining_left_in_its_checkpoint_is_passed_over():
+    model, state = vit(), base_of_vit()
+    load_state_dict(model, dict(state, mask_token=torch.ones(1, 1, 16)))
+    assert_close(model.pos_embed, state['pos_embed'], rtol=0, atol=0)
+    with pytest.raises(KeyError, match='belong to nothing.*mask_tokens'):
+        load_state_dict(model, dict(state, mask_tokens=torch.ones(1, 1, 16)))
+
+
+def test_what_may_be_new_in_a_model_is_named_with_its_remedy():
+    state = {k: v for k, v in base_of_vit().items() if k[:4] != 'ln1.'}
+    with pytest.raises(KeyError, match='name ln1 in train of the tuning'):
+        load_state_dict(vit(), state)
+
+
+def test_a_surplus_tensor_has_no_numbers_on_meta():
+    """Where a base is compared before the run."""
+    state = {k: v.to('meta') for k, v in base_of_vit().items()}
+    with torch.device('meta'):
+        model = vit()
+    twin = {'pre_norm.weight': state['ln1.weight']}
+    load_state_dict(model, dict(state, **twin))
+    with pytest.raises(KeyError, match='pre_norm.scale'):
+        load_state_dict(model, dict(
+            state, **{'pre_norm.scale': state['ln1.weight']}))
+
+
 # ----------------------------------------------------------- initialisation
 def test_tuners_that_init_cfg_loads_stay(tmp_path):
     trained = vit()
@@ -135,6 +169,23 @@ def test_tuners_start_behind_a_base_that_init_cfg_loads(tmp_path):
     randomise(model, seed=1)
     model.init_weights()
     assert_close(model.cls_token, base.cls_token, rtol=0, atol=0)
+    assert all(t.up.weight.eq(0).all() for t in tuners(model).values())
+
+
+@pytest.mark.parametrize('kind', ['Pretrained', PretrainedInit])
+def test_the_position_embedding_of_a_list_of_init_cfg_stays(kind, tmp_path):
+    """mmpretrain draws it anew behind what is loaded; here it is frozen."""
+    base = vit()
+    randomise(base)
+    torch.save({k: v for k, v in base.state_dict().items()
+                if '.tuners.' not in k}, tmp_path / 'base.pth')
+    model = vit(init_cfg=[
+        dict(type='TruncNormal', layer='Linear', std=0.02),
+        dict(type=kind, checkpoint=str(tmp_path / 'base.pth'))])
+    model.init_weights()
+    for key, value in base.state_dict().items():
+        if '.tuners.' not in key:
+            assert_close(model.state_dict()[key], value, rtol=0, atol=0)
     assert all(t.up.weight.eq(0).all() for t in tuners(model).values())
 
 

@@ -473,6 +473,24 @@ def test_out_adds_a_dump_to_whatever_evaluator_there_is(
     assert cfg.test_evaluator.metrics == [dict(type='Accuracy'), dump]
 
 
+def test_what_is_retrieved_may_be_of_other_classes(glyphs, tmp_path):
+    for letter in 'ab':
+        (tmp_path / 'val' / letter).mkdir(parents=True)
+        (tmp_path / 'val' / letter / '1.jpg').touch()
+    cfg = Config.fromfile(classification_config(tmp_path / 'a.py', glyphs))
+    cfg.val_dataloader.dataset = dict(
+        type='CustomDataset', data_root=str(tmp_path / 'val'))
+    config = tmp_path / 'others.py'
+    cfg.dump(config)
+    with pytest.raises(ValueError, match='has 2 classes'):
+        check_train(config, '--work-dir', tmp_path)
+    cfg.model.prototype = dict(type='any')  # as of an ImageToImageRetriever
+    options._check_data(cfg, 'train', 'val')
+    cfg.model.head.num_classes = 7
+    with pytest.raises(ValueError, match='num_classes is 7'):
+        options._check_data(cfg, 'train', 'val')
+
+
 def test_mixed_labels_need_the_number_of_classes(glyphs, tmp_path):
     mixup = dict(_delete_=True, augments=dict(type='Mixup', alpha=0.8))
     config = classification_config(

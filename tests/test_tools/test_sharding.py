@@ -223,6 +223,14 @@ def test_a_runner_may_be_named_by_its_class(monkeypatch):
 @pytest.mark.parametrize('changes, message', [
     (dict(runner_type='Runner'), "runner_type='FlexibleRunner' only"),
     (dict(strategy=dict(type='FSDPStrategy')), 'ETFSDPStrategy'),
+    (dict(strategy=dict(type='mmengine.FSDPStrategy')), 'ETFSDPStrategy'),
+    (dict(strategy=dict(type='DeepSpeedStrategy')), 'no tuned checkpoint'),
+    (dict(model_wrapper_cfg=dict(type='MMFullyShardedDataParallel')),
+     '_base_/fsdp.py'),
+    ({
+        'strategy.model_wrapper': dict(sharding_strategy='NO_SHARD')
+    }, 'shares nothing'),
+    (dict(custom_hooks=[dict(type='mmengine.EMAHook')]), 'EMAHook'),
     (dict(launcher='none'), 'dist_train.sh'),
     (dict(tuned_from='epoch_1.safetensors'), '.pth'),
     (dict(custom_hooks=[dict(type='EMAHook')]), 'EMAHook'),
@@ -241,6 +249,15 @@ def test_a_strategy_that_would_not_work_is_refused(changes, message,
     check_strategy(cfg, is_tuned=True)
     cfg.merge_from_dict(changes)
     with pytest.raises(ValueError, match=message):
+        check_strategy(cfg, is_tuned=True)
+
+
+def test_one_process_of_a_launcher_is_alone_as_well(monkeypatch):
+    cfg = Config(dict(FSDP, launcher='pytorch'))
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    check_strategy(cfg, is_tuned=True)
+    monkeypatch.setenv('WORLD_SIZE', '1')
+    with pytest.raises(ValueError, match='this is one alone'):
         check_strategy(cfg, is_tuned=True)
 
 
