@@ -59,13 +59,17 @@ def check_tuning(ours: dict, theirs: dict, name: str, path) -> None:
     Raises:
         ValueError: If they differ; the message names the keys.
     """
-    differ = [key for key in ours if ours[key] != theirs.get(key)]
+    differ = [
+        key for key in dict.fromkeys([*ours, *theirs])
+        if ours.get(key) != theirs.get(key)
+    ]
     if differ:
         raise ValueError(
             f'{path} was trained with another tuning of '
             f'{name or "the model"}: ' +
-            '; '.join(f'{key} is {theirs.get(key)} there and {ours[key]} here'
-                      for key in differ))
+            '; '.join(
+                f'{key} is {theirs.get(key)} there and {ours.get(key)} here'
+                for key in differ))
 
 
 def check_tensors(expected: Dict[str, Tensor], tensors: Dict[str, Tensor],

@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 from hosts import HOSTS, output
+from mmcv.cnn.bricks.transformer import MultiheadAttention
 from torch import nn
 from torch.testing import assert_close
 
@@ -42,6 +43,24 @@ def test_the_plain_host_with_folded_weights_is_the_tuned_model(name):
     base = output(host.base(), host.batch())
     with pytest.raises(AssertionError):
         assert_close(base, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_projections_that_are_not_packed_are_folded_each_into_its_own():
+    """Keys and values of other widths than the queries."""
+    torch.manual_seed(0)
+    model = nn.ModuleList([
+        MultiheadAttention(8, 2, kdim=6, vdim=8, batch_first=True)]).eval()
+    query, key, value = (torch.randn(2, n, d)
+                         for n, d in ((3, 8), (5, 6), (5, 8)))
+    apply_tuning(model, dict(attn=LORA))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if '.tuners.' in name:
+                parameter.normal_(std=0.5)
+    expected = model[0](query, key, value)
+    folded, left = merge_tuning(model)
+    assert folded and not left
+    assert_close(model[0](query, key, value), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be_folded_stays_and_is_named():

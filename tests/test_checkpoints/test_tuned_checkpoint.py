@@ -8,6 +8,7 @@ import pickle
 import re
 import resource
 import socket
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -28,7 +29,9 @@ from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
 from etta_mm import apply_tuning, load_tuned, save_tuned, tuned_state_dict
-from etta_mm.checkpoints import atomic, read_metadata, tuned_checkpoint
+from etta_mm.checkpoints import (atomic, convert, read_metadata, save_base,
+                                 tuned_checkpoint)
+from etta_mm.checkpoints.atomic import write_atomically
 from etta_mm.checkpoints.fingerprint import (fingerprint_of_version_1,
                                              tensors_fingerprint)
 from etta_mm.checkpoints.tuned_fit import check_patterns
@@ -571,6 +574,14 @@ def test_a_tensor_that_was_changed_is_refused(path, start):
 
 
 @EACH_START
+def test_metadata_without_its_checksum_is_refused(path, start):
+    with safe_open(str(path), framework='pt') as file:
+        text = file.metadata()['etta_mm']
+    save_file(load_file(str(path)), str(path), dict(etta_mm=text))
+    assert_refused(start(), path, 'metadata', 'checksum')
+
+
+@EACH_START
 def test_metadata_that_was_changed_is_refused(path, start):
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b'three', b'threE'))
@@ -672,6 +683,32 @@ def test_the_file_of_detr_r101_is_an_eighteenth_of_the_model(tmp_path):
 
 
 # ---------------------------------------------------------- how it is written
+def test_the_folder_is_synced_behind_the_file(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, 'fsync', lambda handle: synced.append(
+        stat.S_ISDIR(os.fstat(handle).st_mode)))
+    write_atomically(tmp_path / 'file', b'content')
+    assert synced == [False, True]
+
+
+@pytest.mark.parametrize('name', ['base.safetensors', 'full.pth'])
+def test_other_checkpoints_appear_whole_as_well(name, tmp_path, monkeypatch):
+    path = tmp_path / name
+    path.write_bytes(b'of before')
+
+    def fail(*args):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(os, 'replace', fail)
+    with pytest.raises(OSError, match='is unchanged'):
+        if name == 'full.pth':
+            convert._save_full(Config(), nn.Linear(2, 2), dict(info={}), path)
+        else:
+            save_base(nn.Linear(2, 2), path)
+    assert path.read_bytes() == b'of before'
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
 def test_no_temporary_file_is_left(path):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 

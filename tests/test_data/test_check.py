@@ -288,6 +288,21 @@ def test_boxes_of_other_classes_are_none_to_train_on(coco, tmp_path):
         check_dataset(bad)
 
 
+def test_what_is_just_large_enough_is_read(coco, tmp_path):
+    """Boxes of one pixel, and images of min_size."""
+    content = annotations_of(coco)
+    for item in content['annotations']:
+        item.update(bbox=[3., 4., 1., 1.], area=1.)
+    small = with_annotations(coco, tmp_path / 'small.json', content)
+    size = content['images'][0]['width']
+    small['filter_cfg'] = dict(filter_empty_gt=True, min_size=size)
+    assert len(boxes_of_the_host(small)) == len(content['annotations'])
+    check_dataset(small)
+    small['filter_cfg']['min_size'] = size + 1
+    with pytest.raises(ValueError, match='none of the'):
+        check_dataset(small)
+
+
 def boxes_of_the_host(dataset: dict) -> list:
     """What mmdet itself trains on."""
     from mmdet.datasets import CocoDataset
@@ -370,6 +385,7 @@ def test_other_types_and_other_machines_are_left_alone(coco):
     check_dataset(dict(coco, type='mmdet.LVISV1Dataset'))
     check_dataset(dict(coco, type='NoSuchDataset'))
     check_dataset(dict(coco, data_root='s3://bucket/coco'))
+    check_dataset(dict(coco, data_prefix=dict(img='s3://bucket/')))
     check_dataset(dict(coco, backend_args=dict(backend='petrel')))
     with pytest.raises(FileNotFoundError):
         check_dataset(dict(coco, backend_args=dict(backend='local')))
@@ -777,6 +793,8 @@ def test_as_many_classes_in_the_model_as_in_the_data_pass(coco, folders):
     check_num_classes(CLASSIFIER, folders)
     # What is not said, or is the length of a text, is not compared.
     check_num_classes(dict(bbox_head=dict(type='A')), coco)
+    check_num_classes(
+        dict(DETECTOR, semantic_head=dict(num_classes=183)), coco)
     check_num_classes(
         dict(language_model=dict(), bbox_head=dict(num_classes=256)), coco)
     check_num_classes(None, coco)

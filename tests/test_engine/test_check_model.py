@@ -124,6 +124,24 @@ def test_nothing_is_said_where_nothing_stays_random(changes):
         check_model(cfg)
 
 
+def test_weights_of_a_wrapped_model_are_those_of_the_model(tmp_path):
+    cfg, path = tuned(), tmp_path / 'wrapped.pth'
+    state = HOSTS['detr'].base_weights()
+    torch.save({f'module.{key}': value for key, value in state.items()}, path)
+    cfg.load_from = str(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        check_model(cfg)
+
+
+def test_the_data_preprocessor_of_the_config_is_that_of_the_model():
+    cfg = tuned()
+    cfg.data_preprocessor = cfg.model.pop('data_preprocessor')
+    cfg.data_preprocessor.mean = [1., 2., 3.]
+    found = build_on_meta(cfg).data_preprocessor
+    assert found.mean.shape == (3, 1, 1)
+
+
 def test_a_tuned_checkpoint_is_resumed_by_a_tuned_model_alone():
     """In several processes DDP would know nothing of the tuners."""
     cfg = tuned()

@@ -13,8 +13,9 @@ from mmengine.registry import DATASETS
 from torch.distributed import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
-from trainer import DIMS, NoisyData, config
+from trainer import DIMS, NoisyData
 from trainer import base as save_the_base
+from trainer import config
 
 from etta_mm import count_parameters
 from etta_mm.engine import ETFullyShardedDataParallel

@@ -18,7 +18,10 @@ from torch.testing import assert_close
 
 from etta_mm import apply_tuning, load_tuned
 from etta_mm.checkpoints import read_metadata
+from etta_mm.checkpoints.atomic import write_atomically
 from etta_mm.checkpoints.tuned_file import plain_metainfo
+from etta_mm.engine import TunedCheckpointHook, checkpoint_hook
+from etta_mm.engine.launch import _make_safe
 
 DIMS = 4
 TUNING = dict(
@@ -227,6 +230,56 @@ def test_the_best_checkpoint_gets_a_tuned_one(tmp_path):
             max_keep_ckpts=1, save_best='first', rule='greater')).train()
     assert names(tmp_path, '.pth') == ['best_first_epoch_2', 'epoch_3']
     assert_each_pth_has_its_tuned_file(tmp_path)
+
+
+def test_the_best_checkpoint_has_no_training_state(tmp_path):
+    """It is to be used; the latest is to be resumed."""
+    runner(tmp_path, checkpoint=dict(
+        save_best='first', rule='greater')).train()
+    states = sorted(path.name for path in tmp_path.glob('*.train.*'))
+    assert states == ['epoch_1.train.safetensors', 'epoch_2.train.safetensors',
+                      'epoch_3.train.safetensors']
+
+
+def test_training_states_can_be_left_out(tmp_path):
+    made = runner(tmp_path)
+    for hook in made.hooks:
+        if isinstance(hook, TunedCheckpointHook):
+            hook.save_state = False
+    made.train()
+    assert names(tmp_path, '.safetensors') == ['epoch_1', 'epoch_2', 'epoch_3']
+    assert not list(tmp_path.glob('*.train.*'))
+
+
+def test_the_name_of_the_latest_appears_whole(tmp_path, monkeypatch):
+    made, written = runner(tmp_path), []
+    _make_safe(made)
+
+    def record(path, data):
+        written.append((Path(path).name, data))
+        return write_atomically(path, data)
+
+    monkeypatch.setattr(checkpoint_hook, 'write_atomically', record)
+    made.train()
+    latest = str(tmp_path / 'epoch_3.pth').encode()
+    assert written[-1] == ('last_checkpoint', latest)
+    assert (tmp_path / 'last_checkpoint').read_bytes() == latest
+
+
+def test_processes_but_the_first_write_and_remove_nothing(
+        tmp_path, monkeypatch):
+    made = runner(tmp_path, checkpoint=dict(max_keep_ckpts=1))
+    _make_safe(made)
+    done = []
+    monkeypatch.setattr(checkpoint_hook, 'is_main_process', lambda: False)
+    monkeypatch.setattr(checkpoint_hook, 'write_atomically',
+                        lambda *args: done.append(args))
+    monkeypatch.setattr(checkpoint_hook.AtomicCheckpointHook, '_remove',
+                        lambda *args: done.append(args))
+    monkeypatch.setattr(TunedCheckpointHook, 'forget',
+                        lambda *args: done.append(args))
+    made.train()
+    assert not done
 
 
 def test_the_best_checkpoint_of_each_metric_gets_a_tuned_one(tmp_path):

@@ -13,6 +13,7 @@ import stat
 import time
 import traceback
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,8 +34,10 @@ from etta_mm.checkpoints.training_state import (CHECKSUM_KEY, STATE_KEY,
                                                 load_training_state,
                                                 state_path)
 from etta_mm.checkpoints.tuned_file import checksum
-from etta_mm.engine import processes_hook
+from etta_mm.engine import (TrainingStateHook, processes_hook,
+                            schedule_check_hook, training_state_hook)
 from etta_mm.engine.launch import build_runner
+from etta_mm.engine.random_state import random_state
 from etta_mm.engine.tuned_checkpoint_hook import TunedCheckpointHook
 
 NUM_KILLS = 20
@@ -286,6 +289,26 @@ def test_a_batch_far_from_the_one_of_the_rate_is_named(
     log = log_of(tmp_path / 'run')
     assert ('images a step' in log) == bool(words)
     assert all(word in log for word in words), log
+
+
+def test_the_batch_is_that_of_all_processes(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule_check_hook, 'get_world_size', lambda: 4)
+    logging.disable(logging.NOTSET)
+    train(tmp_path / 'run', base, 2, 0, auto_scale_lr=dict(base_batch_size=12))
+    assert 'images a step' not in log_of(tmp_path / 'run')
+
+
+def test_each_of_several_processes_keeps_its_own_generators(monkeypatch):
+    """The checkpoint's are those of the first: all would draw the same."""
+    hook = TrainingStateHook()
+    hook._resumed = dict(random=random_state())
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    monkeypatch.setattr(training_state_hook, 'get_world_size', lambda: 2)
+    runner = SimpleNamespace(train_loop=None, train_dataloader=(), epoch=0,
+                             iter=0)
+    hook.before_train_epoch(runner)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_batch_is_known_where_a_sampler_makes_it(base, tmp_path):
@@ -697,6 +720,16 @@ def test_a_malformed_training_state_is_refused(state, tmp_path, kind):
     load_training_state(path, *rest)
     rewrite(path, MALFORMED[kind])
     with pytest.raises(ValueError, match='epoch_1.train.safetensors'):
+        load_training_state(path, *rest)
+
+
+def test_a_training_state_without_its_checksum_is_refused(state, tmp_path):
+    written, *rest = state
+    path = tmp_path / written.name
+    with safe_open(str(written), framework='pt') as file:
+        text = file.metadata()[STATE_KEY]
+    save_file(load_file(str(written)), str(path), {STATE_KEY: text})
+    with pytest.raises(ValueError, match='a checksum differs'):
         load_training_state(path, *rest)
 
 

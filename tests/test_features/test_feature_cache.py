@@ -285,6 +285,30 @@ def test_a_damaged_file_is_a_miss_and_is_written_again(damage, tmp_path):
     assert_close(cache.read(['ab'])[0], expected, **EXACT)
 
 
+def test_each_of_several_processes_has_its_share_of_the_room(
+        tmp_path, monkeypatch):
+    monkeypatch.setattr('etta_mm.features.feature_cache.get_world_size',
+                        lambda: 4)
+    assert FeatureCache(tmp_path, max_gb=2)._left == 0.5 * GB
+
+
+def test_the_key_knows_the_types_and_the_classes_of_the_base(tmp_path):
+    rounded, cache = tuned().half().float(), FeatureCache(tmp_path)
+    names = [CachedFeatures(model, cache)._base_name()
+             for model in (rounded, copy.deepcopy(rounded).half())]
+    rounded.neck.activation = nn.Sigmoid()
+    names.append(CachedFeatures(rounded, cache)._base_name())
+    rounded.neck.activation = nn.Tanh()
+    names.append(CachedFeatures(rounded, cache)._base_name())
+    assert len(set(names)) == 4
+
+
+def test_bits_of_another_type_are_other_tensors():
+    x = torch.randn(5)
+    assert tensors_fingerprint({'x': x}) != tensors_fingerprint(
+        {'x': x.view(torch.int32)})
+
+
 def test_a_file_that_cannot_be_read_is_a_miss(tmp_path, monkeypatch):
     """Such as one that another client of a network file system replaces."""
     cache = FeatureCache(tmp_path)

@@ -283,9 +283,19 @@ def test_a_switch_sets_references_and_as_many_as_the_tuning_has_tensors(
             key not in tensors or not tensor.numel())
 
 
+def test_a_bank_puts_its_base_into_eval_and_freezes_it():
+    model = copy.deepcopy(HOSTS['detr'].base()).requires_grad_(True).train()
+    TuningBank(model)
+    assert not any(m.training for m in model.modules())
+    assert not any(p.requires_grad for p in model.parameters())
+
+
 def test_the_classes_of_a_tuning_come_with_it(files):
-    bank = filled('detr', files)
-    bank.model.dataset_meta = dict(classes=['of the base'])
+    base = base_of('detr')
+    base.dataset_meta = dict(classes=['of the base'])
+    bank = TuningBank(base)
+    for name, path in files('detr').items():
+        bank.load(name, path)
     bank.use('loras')
     assert bank.model.dataset_meta['classes'][0] == 'loras 0'
     bank.use(None)

@@ -181,6 +181,14 @@ def test_a_part_that_a_host_gives_a_second_name_later_loads_under_both():
         other.load_state_dict(dict(model.state_dict(), **strangers))
 
 
+def test_a_name_in_train_is_no_beginning_of_others():
+    model = Net()
+    model.head_extra = nn.Linear(DIMS, 3)
+    apply_tuning(model, dict(ffn=ADAPTER, train='head'))
+    assert model.head.weight.requires_grad
+    assert not model.head_extra.weight.requires_grad
+
+
 @pytest.mark.parametrize('name', ['neck', 'second'])
 def test_a_shared_module_is_trained_by_either_name(name):
     model = Net()

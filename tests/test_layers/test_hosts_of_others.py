@@ -16,6 +16,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from etta_mm import ETVisionTransformer, apply_tuning
+from etta_mm.layers import guard
 from etta_mm.tuners import Tuner
 
 ADAPTER = dict(type='ParallelAdapter', bottleneck_dims=4)
@@ -124,6 +125,21 @@ def test_what_a_masked_pretraining_left_in_its_checkpoint_is_passed_over():
     assert_close(model.pos_embed, state['pos_embed'], rtol=0, atol=0)
     with pytest.raises(KeyError, match='belong to nothing.*mask_tokens'):
         load_state_dict(model, dict(state, mask_tokens=torch.ones(1, 1, 16)))
+
+
+def test_what_starts_anew_is_logged(monkeypatch):
+    lines = []
+    monkeypatch.setattr(guard, 'print_log',
+                        lambda text, **kwargs: lines.append(text))
+    model = apply_tuning(nn.ModuleDict(dict(ffn=FFN(4, 8), head=nn.Linear(
+        4, 3), norm=nn.LayerNorm(4))), dict(TUNING, train=['head', 'norm']))
+    base = dict(nn.ModuleDict(dict(ffn=FFN(4, 8), head=nn.Linear(
+        4, 7))).state_dict())
+    model.load_state_dict(base, strict=False)
+    shapes, absent = lines
+    assert shapes.endswith('of another shape than in the checkpoint, so from '
+                           'its own start: head.weight, head.bias')
+    assert absent.endswith('its own start: norm.weight, norm.bias')
 
 
 def test_what_may_be_new_in_a_model_is_named_with_its_remedy():

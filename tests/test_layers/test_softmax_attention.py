@@ -336,6 +336,7 @@ def vit_pair(tuning, **kwargs):
 
 @pytest.mark.parametrize('kwargs', [
     dict(),
+    dict(attn_drop=0.9),
     dict(qkv_bias=False),
     dict(layer_scale_init_value=0.5),
     dict(qk_scale=0.1),

@@ -247,6 +247,16 @@ def test_nothing_is_drawn_above_the_highest_score(detector, images):
     assert not np.array_equal(predictor.draw(image, sample, 0.), image)
 
 
+def test_a_picture_keeps_its_colours(classifier, images):
+    config, tuned, _ = classifier
+    predictor = build_predictor(config, tuned_weights(config, tuned), 'cpu')
+    image = np.zeros((250, 260, 3), np.uint8)
+    image[..., 0] = 200  # blue
+    sample, = predictor.predict([image])
+    drawn = predictor.draw(image, sample, 1.1)  # and nothing on it
+    assert np.array_equal(drawn, image)
+
+
 def test_more_classes_than_colours_are_drawn(detector, images, tmp_path):
     config, _, base = detector
     names = [f'class {i}' for i in range(81)]

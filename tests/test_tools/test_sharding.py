@@ -137,7 +137,7 @@ def test_the_full_checkpoint_is_whole_and_that_of_one_process(runs):
         rtol=1e-4)
     assert found['optimizer']['param_groups'] == expected['optimizer'][
         'param_groups']
-    assert not list(runs.glob('two/*.part'))
+    assert not list(runs.glob('two/.*.tmp'))
 
 
 def test_the_tuned_checkpoint_is_whole_and_that_of_one_process(runs):
