@@ -247,8 +247,7 @@ def _latest_checkpoint(cfg: Config) -> str:
         remedy)
     latest = find_latest_checkpoint(work_dir)
     # What is written there is of the folder as it was: it may have another name
-    # now, be a copy, or we stand elsewhere. Checkpoints that were written
-    # elsewhere (out_dir) are where it says, below a folder of the run's name.
+    # now, be a copy, or we stand elsewhere. With out_dir it is where it says.
     own = osp.join(work_dir, osp.basename(latest))
     hook = cfg.get('default_hooks', {}).get('checkpoint') or {}
     is_elsewhere = hook.get('out_dir') and osp.exists(latest)
