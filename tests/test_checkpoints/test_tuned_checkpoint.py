@@ -34,7 +34,7 @@ from etta_mm.checkpoints import (atomic, convert, read_metadata, save_base,
 from etta_mm.checkpoints.atomic import write_atomically
 from etta_mm.checkpoints.fingerprint import (fingerprint_of_version_1,
                                              tensors_fingerprint)
-from etta_mm.checkpoints.tuned_fit import check_patterns
+from etta_mm.checkpoints.tuned_fit import check_patterns, check_tuning
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = HOSTS['detr']
@@ -571,6 +571,13 @@ def test_a_tensor_that_was_changed_is_refused(path, start):
     whole[-1] ^= 1
     path.write_bytes(whole)
     assert_refused(start(), path, 'tensors', 'intact')
+
+
+def test_a_site_that_only_the_file_tunes_is_named():
+    ours = dict(ffn=[TUNING['ffn']])
+    check_tuning(ours, dict(ours), '', 'x')
+    with pytest.raises(ValueError, match='conv is .* there and None here'):
+        check_tuning(ours, dict(ours, conv=[TUNING['ffn']]), '', 'x')
 
 
 @EACH_START
