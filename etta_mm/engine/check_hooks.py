@@ -5,7 +5,7 @@ from mmengine.config import Config
 from torch import nn
 
 from ..checkpoints.tuned_checkpoint import tuned_roots
-from .config import type_name
+from .config import unscoped_name
 
 #: Hooks that break a tuned model in several processes, by name, and why.
 SYNCHRONISERS = dict(
@@ -26,10 +26,7 @@ def check_hooks(model: nn.Module, cfg: Config) -> None:
     """
     if not tuned_roots(model):
         return
-    hooks = {
-        (type_name(hook) or '').rpartition('.')[2]
-        for hook in cfg.get('custom_hooks') or ()
-    }
+    hooks = {unscoped_name(hook) for hook in cfg.get('custom_hooks') or ()}
     for hook in hooks & SYNCHRONISERS.keys():
         if cfg.get('launcher', 'none') != 'none':
             raise ValueError(

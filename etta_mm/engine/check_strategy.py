@@ -2,7 +2,7 @@
 import torch
 from mmengine.config import Config
 
-from .config import type_name
+from .config import unscoped_name
 from .launch import num_processes
 
 WHOLE = ('{}; leave out runner_type and strategy for this (the config without '
@@ -34,12 +34,12 @@ def check_strategy(cfg: Config, is_tuned: bool) -> None:
             WHOLE.format(f'tuned checkpoint {str(cfg.tuned_from)!r} with '
                          "runner_type='FlexibleRunner', which loads .pth "
                          'files only: give the .pth beside it'))
-    kind = _plain_name(strategy)
+    kind = unscoped_name(strategy)
     if is_tuned and kind in OTHER_STRATEGIES:
         raise ValueError(
             f'strategy.type={kind!r} saves no tuned checkpoint. Set strategy = '
             "dict(type='ETFSDPStrategy'), or leave out runner_type and strategy.")
-    if is_tuned and _plain_name(cfg.get('model_wrapper_cfg')) == (
+    if is_tuned and unscoped_name(cfg.get('model_wrapper_cfg')) == (
             'MMFullyShardedDataParallel'):
         raise ValueError(
             "model_wrapper_cfg.type='MMFullyShardedDataParallel' shards frozen "
@@ -74,13 +74,8 @@ def check_strategy(cfg: Config, is_tuned: bool) -> None:
             WHOLE.format("strategy.type='ETFSDPStrategy' shares a model among "
                          'processes, and this is one alone: use '
                          'tools/dist_train.sh or tools/slurm_train.sh'))
-    hooks = [_plain_name(hook) for hook in cfg.get('custom_hooks') or []]
+    hooks = [unscoped_name(hook) for hook in cfg.get('custom_hooks') or []]
     if 'EMAHook' in hooks:
         raise ValueError(
             WHOLE.format("strategy.type='ETFSDPStrategy' with EMAHook, which "
                          'averages a model that is whole: leave EMAHook out'))
-
-
-def _plain_name(cfg) -> str:
-    """The name of the type of a config without its scope."""
-    return (type_name(cfg) or '').rpartition('.')[2]

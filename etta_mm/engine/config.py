@@ -29,6 +29,11 @@ def type_name(cfg) -> Optional[str]:
     return getattr(found, '__name__', found)
 
 
+def unscoped_name(cfg) -> str:
+    """The same without a scope (``mmdet.``); '' where there is no type."""
+    return (type_name(cfg) or '').rpartition('.')[2]
+
+
 def merge_options(cfg: Config, options: Optional[dict]) -> None:
     """Merge ``--cfg-options``, and import what they add to ``custom_imports``:
     mmengine imports only what the file names.
