@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from etta_mm.inference.export import (example_inputs, export_onnx,
-                                      export_program, exportable,
-                                      onnx_difference)
+                                      export_program, onnx_difference)
+from etta_mm.inference.exportable import exportable
 
 DOCS = Path(__file__).parent.parent / 'docs/exactness.md'
 SYSTEMS = dict(vit='ET-ViT', detr='ET-DETR', deformable='ET-Deformable DETR')

@@ -17,7 +17,9 @@ ALLOWED = dict(
     # options.py checks the data set before a training starts.
     engine={'tuners', 'layers', 'data', 'checkpoints', 'engine'},
     inference={'tuners', 'layers', 'checkpoints', 'engine', 'inference'},
-    comparison={'layers', 'models', 'checkpoints', 'engine', 'comparison'},
+    comparison={
+        'layers', 'models', 'checkpoints', 'engine', 'markdown', 'comparison'
+    },
 )
 #: What tuners may import besides: torch, the registry, the standard library.
 OUTSIDE_OF_TUNERS = {'torch', 'mmengine'}

@@ -9,9 +9,11 @@ from pathlib import Path
 from mmengine.config import Config
 
 from etta_mm.engine import Budget
+from etta_mm.markdown import table
 
 ROOT = Path(__file__).resolve().parents[1]
 BOTTLENECK, NUM_PREFIX = 400, 50
+SHARES = ('% of base + added', '% of base alone')
 PERCENTAGES = (4.0, 4.2, 5.4, 5.6, 6.2)
 BASE_SIZE = dict(backbone=dict(arch='b'), head=dict(in_channels=768))
 #: Host and data: config, what it is changed to, the paper's percentage.
@@ -89,13 +91,6 @@ SOME_CANNOT = """Where head and prefixes alone
 are above it, the least possible percentage (b = 1) stands in its place."""
 
 
-def table(header: list, rows: list) -> str:
-    """Markdown, the first column left, the others right."""
-    lines = [header, ['---', *['---:'] * (len(header) - 1)], *rows]
-    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |'
-                     for line in lines)
-
-
 def bottleneck(budget: Budget, percent: float, of: str) -> str:
     least = budget.least(NUM_PREFIX, of)
     if least > percent:
@@ -130,18 +125,22 @@ def page() -> str:
             rows.append(
                 [name, *(bottleneck(budget, p, of) for p in PERCENTAGES)])
     percentages = ['', *(f'{p} %' for p in PERCENTAGES)]
-    shares = ['% of base + added', '% of base alone']
+    parts = dict(
+        costs=(['', 'base', 'head', 'added', 'trained', *SHARES], costs),
+        paper=([
+            '', 'paper, %', *SHARES, 'without head, % of base alone',
+            'b, of base + added', 'b, of base alone'
+        ], paper),
+        total=(percentages, meets['total']),
+        base=(percentages, meets['base']))
     return PAGE.format(
         impossible=SOME_CANNOT if 'least' in str(meets) else ALL_CAN_BE_MET,
         b=BOTTLENECK,
         l=NUM_PREFIX,
-        costs=table(['', 'base', 'head', 'added', 'trained', *shares], costs),
-        paper=table([
-            '', 'paper, %', *shares, 'without head, % of base alone',
-            'b, of base + added', 'b, of base alone'
-        ], paper),
-        total=table(percentages, meets['total']),
-        base=table(percentages, meets['base']))
+        **{
+            name: '\n'.join(table(header, rows, 'lr'))
+            for name, (header, rows) in parts.items()
+        })
 
 
 def main(argv=None):

@@ -8,8 +8,9 @@ from etta_mm.checkpoints.base_weights import allow_pickle
 from etta_mm.checkpoints.convert import build_tuned_model
 from etta_mm.data.file import check_config, check_file
 from etta_mm.engine.user_error import exit_on_user_error
-from etta_mm.inference.export import (export_onnx, export_program, exportable,
+from etta_mm.inference.export import (export_onnx, export_program,
                                       image_size_of, onnx_difference)
+from etta_mm.inference.exportable import exportable
 
 #: Of the outputs, between onnxruntime and PyTorch.
 TOLERANCE = 1e-4

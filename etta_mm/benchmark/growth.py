@@ -1,12 +1,12 @@
 """How a training step grows with the tuners, the image and the depth."""
 import dataclasses
 from statistics import median
-from typing import Dict, Iterator
+from typing import Dict, Hashable, Iterator
 
 from ..tuners import Tuner
 from .cases import Case, Contestant
 from .floor import count_flops, to_floor, tuner_flops
-from .measure import Rival
+from .measure import Rival, in_turn
 from .memory import num_bytes, saved_bytes
 from .methods import etta, full, tuned
 
@@ -24,31 +24,33 @@ def growth(case: Case, steps: int = 3, warmup: int = 1) -> Iterator[dict]:
     """Measure every method at every value of every axis.
 
     The other sizes stay as ``case`` has them, with the paper's b = 400 and
-    l = 50. What does not depend on the tuners is measured once for both of
-    their axes.
+    l = 50. All of an axis are timed in turn.
 
     Yields:
         dict: ``case``, ``axis``, ``value``, ``method`` and the measures of
-        :func:`measure_step`.
+        :func:`measure_steps`.
     """
-    known = {}
     for axis, values in AXES.items():
-        for value in values:
-            if axis == 'image_size':
-                value += case.image_size[0]
-            for method in METHODS:
-                untuned = method != 'ETTA' and axis in OF_TUNERS
-                key = (method, ) if untuned else (method, axis, value)
-                if key not in known:
-                    known[key] = measure_step(
-                        contestant(case, axis, value, method), case.device,
-                        steps, warmup)
-                yield dict(
-                    case=case.name,
-                    axis=axis,
-                    value=value,
-                    method=method,
-                    **known[key])
+        if axis == 'image_size':
+            values = [value + case.image_size[0] for value in values]
+        cells = {  # what does not depend on the tuners is there once
+            (value, method): (method, None if axis in OF_TUNERS
+                              and method != 'ETTA' else value)
+            for value in values
+            for method in METHODS
+        }
+        rivals = {}
+        for (value, method), key in cells.items():
+            if key not in rivals:
+                rivals[key] = contestant(case, axis, value, method)
+        found = measure_steps(rivals, case.device, steps, warmup)
+        for (value, method), key in cells.items():
+            yield dict(
+                case=case.name,
+                axis=axis,
+                value=value,
+                method=method,
+                **found[key])
 
 
 def contestant(case: Case, axis: str, value: int, method: str) -> Contestant:
@@ -73,22 +75,34 @@ def contestant(case: Case, axis: str, value: int, method: str) -> Contestant:
     return rival
 
 
-def measure_step(rival: Contestant, device: str, steps: int,
-                 warmup: int) -> dict:
-    """What a step of ``rival`` costs.
+def measure_steps(contestants: Dict[Hashable, Contestant], device: str,
+                  steps: int, warmup: int) -> Dict[Hashable, dict]:
+    """What a step of each contestant costs, timed in turn.
 
     Returns:
-        dict: ``operations`` of the products, ``own_operations`` of the tuners
-        among them, ``activation_bytes`` (kept for the backward pass),
-        ``state_bytes`` (gradients and AdamW's two moments) and ``step_s``
-        (the median).
+        dict[Hashable, dict]: ``operations`` of the products,
+        ``own_operations`` of the tuners among them, ``activation_bytes`` (kept
+        for the backward pass), ``state_bytes`` (gradients and AdamW's two
+        moments) and ``step_s`` (the median).
     """
-    model, timed = rival.model, Rival(rival, device, 'float32')
-    seconds = [sum(timed.step()) for _ in range(warmup + steps)][warmup:]
+    rivals = {
+        key: Rival(one, device, 'float32')
+        for key, one in contestants.items()
+    }
+    seconds = in_turn(rivals, lambda rival: sum(rival.step()), steps, warmup)
+    return {
+        key: dict(
+            _counts(one),
+            state_bytes=3 * num_bytes(rivals[key].trained),
+            step_s=median(seconds[key]))
+        for key, one in contestants.items()
+    }
+
+
+def _counts(rival: Contestant) -> dict:
+    model = rival.model
     has_tuners = any(isinstance(m, Tuner) for m in model.modules())
     return dict(
         operations=count_flops(lambda: rival.loss().backward()),
         own_operations=tuner_flops(model, rival.loss) if has_tuners else 0,
-        activation_bytes=saved_bytes(model, rival.loss),
-        state_bytes=3 * num_bytes(timed.trained),
-        step_s=median(seconds))
+        activation_bytes=saved_bytes(model, rival.loss))

@@ -2,14 +2,11 @@
 from pathlib import Path
 from typing import List
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
-
-from ..checkpoints.atomic import write_atomically  # noqa: E402
-from .growth import AXES, METHODS  # noqa: E402
-from .report import table_row  # noqa: E402
+from ..checkpoints.atomic import write_atomically
+from ..markdown import table
+from .growth import AXES, METHODS
 
 AXIS_NAMES = dict(
     bottleneck_dims='bottleneck b',
@@ -66,10 +63,8 @@ def growth_page(rows: List[dict], settings: dict, command: str) -> str:
                   f'![{name}]({axis}.png)']
         for case in dict.fromkeys(row['case'] for row in rows):
             chosen = [r for r in rows if (r['case'], r['axis']) == (case, axis)]
-            header = (name, *COLUMNS)
-            rule = ['---:', '---', *['---:'] * (len(header) - 2)]
             lines += ['', f'### {case}', '']
-            lines += map(table_row, (header, rule, *_cells(chosen)))
+            lines += table((name, *COLUMNS), _cells(chosen), 'rlr')
     return '\n'.join(lines) + '\n'
 
 
@@ -99,13 +94,9 @@ def _cells(rows: List[dict]) -> List[List[str]]:
 def _figure(rows: List[dict], axis: str, path: Path) -> None:
     """A row for each measure, a column for each case, a line a method."""
     cases = list(dict.fromkeys(row['case'] for row in rows))
-    fig, panels = plt.subplots(
-        len(MEASURES),
-        len(cases),
-        figsize=(4 * len(cases), 3 * len(MEASURES)),
-        squeeze=False,
-        sharex='col',
-        layout='constrained')
+    fig = Figure((4 * len(cases), 3 * len(MEASURES)), layout='constrained')
+    panels = fig.subplots(
+        len(MEASURES), len(cases), squeeze=False, sharex='col')
     for measure, line in zip(MEASURES, panels):
         label, unit = MEASURES[measure]
         for case, panel in zip(cases, line):
@@ -127,4 +118,3 @@ def _figure(rows: List[dict], axis: str, path: Path) -> None:
         panel.set_xlabel(AXIS_NAMES[axis])
     panels[0][0].legend()
     fig.savefig(path, dpi=120, metadata={'Software': None})
-    plt.close(fig)

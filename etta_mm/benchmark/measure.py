@@ -5,7 +5,7 @@ import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Callable, Dict, Hashable, List
 
 import torch
 from torch import nn
@@ -123,13 +123,13 @@ def compile_parts(model: nn.Module, **kwargs) -> None:
     """
     torch._dynamo.config.recompile_limit = MAX_GRAPHS
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    layers = list(transformer_layers(model))
+    layers = transformer_layers(model)
     for layer in layers:
         layer.compile(**kwargs)
     backbone = getattr(model, 'backbone', None)
     if not layers:
         model.compile(**kwargs)
-    elif not any(True for _ in transformer_layers(backbone)):
+    elif not transformer_layers(backbone):
         backbone.compile(**kwargs)
 
 
@@ -210,8 +210,7 @@ class Rival:
 
 def time_in_turn(rivals: Dict[str, Rival], steps: int,
                  warmup: int) -> Dict[str, dict]:
-    """Times of several rivals, of whom each makes a step in its turn, so that
-    a machine whose speed changes treats all alike.
+    """Times of several rivals, of whom each makes a step in its turn.
 
     Args:
         rivals (dict[str, Rival]): Whom to time.
@@ -223,29 +222,38 @@ def time_in_turn(rivals: Dict[str, Rival], steps: int,
         dict[str, dict]: For each, lists of seconds: ``forward_s``,
         ``backward_s``, ``optimizer_s``, and ``latency_s`` by batch size.
     """
-    times = {
+    laps = in_turn(rivals, lambda rival: rival.step(), steps, warmup)
+    latencies = {
+        batch: in_turn(rivals, lambda rival: rival.infer(batch), steps, warmup)
+        for batch in INFERENCE_BATCHES
+    }
+    return {
         name: dict(
-            forward_s=[],
-            backward_s=[],
-            optimizer_s=[],
-            latency_s={batch: []
-                       for batch in INFERENCE_BATCHES})
+            zip(('forward_s', 'backward_s', 'optimizer_s'),
+                map(list, zip(*laps[name]))),
+            latency_s={batch: found[name]
+                       for batch, found in latencies.items()})
         for name in rivals
     }
 
-    def turns():
-        for number in range(warmup + steps):
-            for name in list(rivals)[::-1 if number % 2 else 1]:
-                yield number >= warmup, times[name], rivals[name]
 
-    for is_timed, found, rival in turns():
-        laps = rival.step()
-        if is_timed:
-            for name, lap in zip(found, laps):
-                found[name].append(lap)
-    for batch in INFERENCE_BATCHES:
-        for is_timed, found, rival in turns():
-            lap = rival.infer(batch)
-            if is_timed:
-                found['latency_s'][batch].append(lap)
-    return times
+def in_turn(rivals: Dict[Hashable, Rival], timed: Callable[[Rival], Any],
+            times: int, warmup: int) -> Dict[Hashable, list]:
+    """What ``timed`` returns for each rival, once in every turn, so that a
+    machine whose speed changes treats all alike.
+
+    Every other turn goes through the rivals backwards.
+
+    Args:
+        rivals (dict[Hashable, Rival]): Whom to time.
+        timed (Callable): What each does in its turn; returns its time.
+        times (int): The turns that count.
+        warmup (int): Turns before them.
+    """
+    found = {name: [] for name in rivals}
+    for number in range(warmup + times):
+        for name in list(rivals)[::-1 if number % 2 else 1]:
+            seconds = timed(rivals[name])
+            if number >= warmup:
+                found[name].append(seconds)
+    return found

@@ -3,12 +3,11 @@ import json
 from collections import defaultdict
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Dict, List
+from typing import Dict, List, Optional
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
+from ..markdown import table
 
 PARTS = ('forward_s', 'backward_s', 'optimizer_s')
 COLUMNS = ('method', 'trained %', 'GFLOP', 'calls', 'forward ms',
@@ -74,42 +73,42 @@ def _summary(group: List[dict], batch: int) -> dict:
 def markdown(summary: dict, settings: dict) -> str:
     """A table for each case."""
     lines = ['Settings: ' + ', '.join(f'{k} {v}' for k, v in settings.items())]
-    lines += ['', '## ETTA against the others', '', table_row(RATIOS),
-              table_row(['---'] + ['---:'] * (len(RATIOS) - 1))]
-    lines += [table_row(ratios(case, found, sampling))
-              for case, found in summary.items()
-              for sampling in ('', FAST) if not sampling or f'etta{FAST}' in found]
+    lines += ['', '## ETTA against the others', '']
+    lines += table(RATIOS, [
+        ratios(case, found, sampling) for case, found in summary.items()
+        for sampling in ('', FAST) if not sampling or f'etta{FAST}' in found
+    ], 'lr')
     for case, methods in summary.items():
         floor = methods.get('floor', {}).get('step_s')
-        lines += ['', f'## {case}', '', table_row(COLUMNS),
-                  table_row(['---'] + ['---:'] * (len(COLUMNS) - 1))]
-        for name, found in methods.items():
-            if 'error' in found:
-                lines.append(table_row([name, f'failed: {found["error"]}'] +
-                                  [''] * (len(COLUMNS) - 2)))
-                continue
-            low, high = found['quartiles_s']
-            lines.append(
-                table_row([
-                    name,
-                    f'{100 * found["trained"] / found["total"]:.2f}',
-                    f'{found["flops"] / 1e9:.1f}' if found.get('flops') else '',
-                    f'{found["calls"]:.0f}' if found.get('calls') else '',
-                    *(f'{1e3 * found[part]:.1f}' for part in PARTS),
-                    f'{1e3 * found["step_s"]:.1f} ({1e3 * low:.1f} to '
-                    f'{1e3 * high:.1f})',
-                    f'{found["step_s"] / floor:.2f}' if floor else '',
-                    f'{found["images_per_s"]:.1f}',
-                    *(_megabytes(found[f'{key}_bytes'])
-                      for key in ('peak', 'weight', 'gradient', 'optimizer',
-                                  'activation')),
-                    *(f'{1e3 * seconds:.1f}'
-                      for seconds in found['latency_s'].values()),
-                    _megabytes(found['checkpoint_bytes'], 2),
-                    '' if found['start_s'] is None else
-                    f'{found["start_s"]:.1f}',
-                ]))
+        lines += ['', f'## {case}', '']
+        lines += table(COLUMNS, [
+            _cells(name, found, floor) for name, found in methods.items()
+        ], 'lr')
     return '\n'.join(lines) + '\n'
+
+
+def _cells(name: str, found: dict, floor: Optional[float]) -> List[str]:
+    """A row of a case's table; ``floor`` is the floor's step in seconds."""
+    if 'error' in found:
+        empty = [''] * (len(COLUMNS) - 2)
+        return [name, f'failed: {found["error"]}', *empty]
+    low, high = found['quartiles_s']
+    return [
+        name,
+        f'{100 * found["trained"] / found["total"]:.2f}',
+        f'{found["flops"] / 1e9:.1f}' if found.get('flops') else '',
+        f'{found["calls"]:.0f}' if found.get('calls') else '',
+        *(f'{1e3 * found[part]:.1f}' for part in PARTS),
+        f'{1e3 * found["step_s"]:.1f} ({1e3 * low:.1f} to {1e3 * high:.1f})',
+        f'{found["step_s"] / floor:.2f}' if floor else '',
+        f'{found["images_per_s"]:.1f}',
+        *(_megabytes(found[f'{key}_bytes'])
+          for key in ('peak', 'weight', 'gradient', 'optimizer',
+                      'activation')),
+        *(f'{1e3 * seconds:.1f}' for seconds in found['latency_s'].values()),
+        _megabytes(found['checkpoint_bytes'], 2),
+        '' if found['start_s'] is None else f'{found["start_s"]:.1f}',
+    ]
 
 
 def ratios(case: str,
@@ -146,23 +145,14 @@ def _flat(found: dict) -> dict:
     return dict(found, **{f'latency_{size}': t for size, t in latency.items()})
 
 
-def table_row(cells) -> str:
-    """One line of a Markdown table."""
-    return '| ' + ' | '.join(cells) + ' |'
-
-
 def _megabytes(size, digits: int = 1) -> str:
     return '' if size is None else f'{size / 1e6:.{digits}f}'
 
 
 def figure(summary: dict, path: Path) -> None:
     """The parts of a step of every method, a panel for each case."""
-    fig, axes = plt.subplots(
-        1,
-        len(summary),
-        figsize=(5 * len(summary), 4.5),
-        squeeze=False,
-        layout='constrained')
+    fig = Figure((5 * len(summary), 4.5), layout='constrained')
+    axes = fig.subplots(1, len(summary), squeeze=False)
     for axis, (case, methods) in zip(axes[0], summary.items()):
         good = {k: v for k, v in methods.items() if 'error' not in v}
         left = [0.] * len(good)
@@ -178,7 +168,6 @@ def figure(summary: dict, path: Path) -> None:
         axis.set(title=case, xlabel='ms per step (medians)')
     axes[0][0].legend()
     fig.savefig(path, dpi=150)
-    plt.close(fig)
 
 
 def write_report(runs: List[dict], settings: dict, folder: Path) -> Path:

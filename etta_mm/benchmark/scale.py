@@ -3,7 +3,7 @@ the benchmark measured on one."""
 from dataclasses import dataclass
 from typing import Sequence
 
-from .report import table_row
+from ..markdown import table
 
 NUM_IMAGES = 118287  # COCO train2017
 
@@ -103,5 +103,5 @@ def scale_page(summary: dict, settings: dict, devices: Sequence[int],
                         f'{one.peak_bytes / 1e9:.2f}'
                     ])
         lines += ['', f'## {case}', '']
-        lines += map(table_row, (header, ['---:'] * len(header), *rows))
+        lines += table(header, rows, 'r')
     return '\n'.join(lines) + '\n'

@@ -21,16 +21,11 @@ from ..layers.sublayer import TunedSublayer
 from ..layers.tuning import rolled_back_on_error
 from ..tuners import Tuner
 from ..version import __version__
-from .fingerprint import SHORT, base_dtypes, base_hashes, fingerprint, fold
-from .tuned_file import read_metadata, read_tuned, write_tuned
+from .fingerprint import SHORT, base_dtypes, base_hashes, fold
+from .tuned_file import read_tuned, write_tuned
 from .tuned_fit import (check_base, check_classes, check_patterns,
                         check_tensors, check_tuning)
 from .wrapper import check_names, unwrapped
-
-__all__ = [
-    'fingerprint', 'load_tuned', 'read_metadata', 'save_tuned', 'tuned_roots',
-    'tuned_state_dict'
-]
 
 
 def tuned_state_dict(model: nn.Module) -> Dict[str, Tensor]:

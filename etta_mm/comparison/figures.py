@@ -26,7 +26,6 @@ def draw_percent(plan, summaries: List[Summary]) -> Optional[bytes]:
     styles = _styles(plan)
     methods = list(dict.fromkeys(s.point.method for s in summaries))
     single = len(methods) == len(summaries)
-    matplotlib.use('agg')
     figure = Figure((10, max(4., 0.34 * len(methods) + 1.4)),
                     layout='constrained')
     axes = figure.subplots(1, 2) if single else [figure.subplots()]
@@ -77,7 +76,6 @@ def draw_curves(plan, summaries: List[Summary]) -> Optional[bytes]:
         return None
     styles = _styles(plan)
     several = [s.point.method for s in summaries]
-    matplotlib.use('agg')
     figure = Figure((10, max(4.2, 0.26 * len(summaries) + 0.8)),
                     layout='constrained')
     axes = figure.subplots()

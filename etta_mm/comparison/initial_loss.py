@@ -9,7 +9,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner, load_checkpoint
 
 from ..layers import apply_tuning, disable_tuning
-from .report import table
+from ..markdown import table
 
 CONV = 'convolutional adapter'  # of hosts with a ResNet
 #: Sizes as in a small budget: the loss at the start depends on them only for

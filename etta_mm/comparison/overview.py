@@ -2,8 +2,9 @@
 from pathlib import Path
 from typing import List
 
+from ..markdown import table
 from .plan_file import read_plan
-from .report import num_digits, table
+from .report import num_digits
 from .results import Summary, read_rows, summarize
 
 PLANS = ('vit_rivals', 'detr_rivals', 'deformable_detr_rivals')

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, List
 
+from ..markdown import table
 from .execution import Execution
 from .overview import EVIDENCE
 from .plan import Run
 from .plan_file import read_plan
-from .report import table
 from .runner import POLL_S, Comparison
 from .slots import Slot
 
@@ -193,12 +193,12 @@ def replay_time_page(rows: List[dict], jobs: int, command: str) -> str:
         'With the plans for the choice of defaults as well, at known rates: '
         f'{hours("final")}.', '',
         f'Everything with its searches: {hours("all")}.', '',
-        *table(list(COLUMNS), cells), '',
+        *table(COLUMNS, cells), '',
         f'The sample, {len(again)} runs in {spent / 3600:.2f} h, and what came '
         'out beside what is recorded (of a final run on the test data, of a '
         'search on the validation data); processors round differently, and '
         'a training makes of that what another seed makes:', '',
-        *table(list(OUTCOME_COLUMNS), again), ''
+        *table(OUTCOME_COLUMNS, again), ''
     ])
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import List
 
 from ..checkpoints.atomic import write_atomically
+from ..markdown import table
 from .figures import CURVES, PERCENT, draw_curves, draw_percent
 from .plan import is_finite
 from .results import Summary, summarize, unit
@@ -87,7 +88,7 @@ def markdown(plan, rows: List[dict], summaries: List[Summary],
                         [[
                             s.point.method,
                             _number(s.percent, 2),
-                            _candidates(plan, s)
+                            _candidates(s)
                         ] for s in searched])
     for name in figures:
         lines += ['', f'![{name[:-4].replace("_", " ")}]({name})']
@@ -154,7 +155,7 @@ def _cells(plan, summary: Summary) -> List[str]:
     ]
 
 
-def _candidates(plan, summary: Summary) -> str:
+def _candidates(summary: Summary) -> str:
     texts = []
     for rate, value in summary.candidates:
         text = f'{rate:g}: '
@@ -171,10 +172,3 @@ def num_digits(value: float) -> int:
 
 def _number(value, digits: int) -> str:
     return '–' if value is None else f'{value:.{digits}f}'
-
-
-def table(header: List[str], rows: List[List[str]]) -> List[str]:
-    """The lines of a Markdown table."""
-    lines = [header, ['---'] * len(header), *rows]
-    return [f'| {" | ".join(c.replace("|", "/") for c in line)} |'
-            for line in lines]

@@ -114,7 +114,8 @@ def tested(work_dir, metric: str) -> float:
         ValueError: If it has logged no such metric.
     """
     logs = sorted(Path(work_dir).glob('*/*.json'))
-    record = json.loads(logs[-1].read_text().splitlines()[-1]) if logs else {}
+    records = list(read_records(logs[-1])) if logs else []
+    record = records[-1] if records else {}
     if metric not in record:
         raise ValueError(f'the test has logged no {metric!r}, but '
                          f'{", ".join(sorted(record)) or "nothing"}')

@@ -44,11 +44,8 @@ class AtomicCheckpointHook(CheckpointHook):
         *args, **kwargs: Those of ``CheckpointHook``.
     """
 
+    removed = frozenset()  # what this hook removed, not the user
     _counts = None  # epoch and iteration of what is saved behind a validation
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.removed = set()  # what this hook removed, not the user
 
     def after_val_epoch(self, runner, metrics) -> None:
         """Save the best checkpoint.
@@ -77,6 +74,7 @@ class AtomicCheckpointHook(CheckpointHook):
         Args:
             runner (Runner): The runner of the training.
         """
+        self.removed = set()
         surplus = self._take_surplus(runner.message_hub)
         super().before_train(runner)
         if is_main_process():

@@ -111,7 +111,7 @@ def _make_safe(runner: Runner) -> None:
     writes down stays one for mmdet's tools, too."""
     for hook in runner.hooks:
         if type(hook) is CheckpointHook:
-            hook.__class__, hook.removed = AtomicCheckpointHook, set()
+            hook.__class__ = AtomicCheckpointHook
     for kind in (ProcessesHook, TrainingStateHook, ScheduleCheckHook):
         if not any(isinstance(hook, kind) for hook in runner.hooks):
             runner.register_hook(kind())

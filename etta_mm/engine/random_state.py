@@ -1,4 +1,4 @@
-"""The state of the random generators, as tensors and plain values."""
+"""The state of the random generators, as tensors, arrays and plain values."""
 import random
 
 import numpy as np
@@ -7,15 +7,9 @@ import torch
 
 def random_state() -> dict:
     """The generators of Python, NumPy and torch, on the CPU and on GPUs."""
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
     return dict(
-        python=[version, torch.tensor(words), gauss],
-        numpy=[
-            name,
-            torch.from_numpy(keys.astype(np.int64)), position, has_gauss,
-            cached
-        ],
+        python=random.getstate(),
+        numpy=np.random.get_state(),
         torch=torch.get_rng_state(),
         cuda=torch.cuda.get_rng_state_all()
         if torch.cuda.is_initialized() else [])
@@ -28,10 +22,8 @@ def set_random_state(state: dict) -> None:
         state (dict): The state, its tensors on any device. That of GPUs is
             passed over where there are not as many.
     """
-    version, words, gauss = state['python']
-    random.setstate((version, tuple(words.tolist()), gauss))
-    name, keys, *rest = state['numpy']
-    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
+    random.setstate(state['python'])
+    np.random.set_state(state['numpy'])
     torch.set_rng_state(state['torch'].cpu())
     if state['cuda'] and len(state['cuda']) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([s.cpu() for s in state['cuda']])

@@ -7,9 +7,9 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 
 from ..checkpoints.training_state import save_training_state, state_path
-from ..checkpoints.tuned_checkpoint import (read_metadata, save_tuned,
-                                            tuned_roots, tuned_state_dict)
-from ..checkpoints.tuned_file import plain_metainfo
+from ..checkpoints.tuned_checkpoint import (save_tuned, tuned_roots,
+                                            tuned_state_dict)
+from ..checkpoints.tuned_file import plain_metainfo, read_metadata
 from .sharding import ETFSDPStrategy, structure
 
 

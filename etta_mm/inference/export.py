@@ -11,12 +11,7 @@ from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
 from ..checkpoints.atomic import write_atomically
-from .exportable import ExportedDetector, exportable
-
-__all__ = [
-    'example_inputs', 'export_onnx', 'export_program', 'exportable',
-    'image_size_of', 'onnx_difference'
-]
+from .exportable import ExportedDetector
 
 #: The ONNX operator set of the files, the highest that torch 2.11 writes; its
 #: own default is 20.

@@ -19,6 +19,8 @@ from mmpretrain.models.classifiers import ImageClassifier
 from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
 from torch import Tensor, nn
 
+from ..layers.derived import Derived, derived_class
+
 try:  # OneDL's mmpretrain alone has it
     from mmpretrain.models.heads import RegressionHead
 except ImportError:
@@ -75,7 +77,7 @@ class ExportedDetector(nn.Module):
         self.host = copy.deepcopy(model).eval()
         mixin = (_MultiLevel if isinstance(model, DeformableDETR) else
                  _SingleLevel)
-        self.host.__class__ = _mixed(mixin, type(model))
+        self.host.__class__ = derived_class(mixin, type(model))
         for module in self.host.modules():
             if isinstance(module, MultiScaleDeformableAttention):
                 module.__class__ = _static_class(type(module))
@@ -150,8 +152,10 @@ class StaticDeformableAttention(MultiScaleDeformableAttention):
         return self.dropout(h) + identity
 
 
-class _SingleLevel:
+class _SingleLevel(Derived):
     """Mixin: DETR's tokens, with the padding as a tensor."""
+
+    prefix = 'Exported'
 
     def pre_transformer(self, feats: Tuple[Tensor], masks: Optional[Tensor]):
         """feats: (bs, dim, h', w'), the last counts; masks: (bs, h, w)."""
@@ -160,8 +164,10 @@ class _SingleLevel:
                 dict(memory_pos=pos, memory_mask=mask))
 
 
-class _MultiLevel:
+class _MultiLevel(Derived):
     """Mixin: Deformable DETR's tokens, likewise."""
+
+    prefix = 'Exported'
 
     def pre_transformer(self, feats: Tuple[Tensor], masks: Optional[Tensor]):
         """feats: (bs, dim, h', w') of each level; masks: (bs, h, w)."""
@@ -200,11 +206,6 @@ def _tokens(host: DetectionTransformer, feat: Tensor,
     pos = host.positional_encoding(mask, input=feat)
     return (feat.flatten(2).transpose(1, 2), pos.flatten(2).transpose(1, 2),
             None if mask is None else mask.flatten(1))
-
-
-@lru_cache(maxsize=None)
-def _mixed(mixin: type, cls: type) -> type:
-    return type(f'Exported{cls.__name__}', (mixin, cls), {})
 
 
 @lru_cache(maxsize=None)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.tuned_checkpoint import load_tuned
 from ..checkpoints.tuned_file import read_tuned
-from ..layers.matching import unmatched_class
+from ..layers.derived import own_class
 from ..layers.sublayer import TunedSublayer
 
 
@@ -87,7 +87,7 @@ def _check_modules(base: nn.Module, modules: Dict[str, nn.Module]) -> None:
             raise KeyError(f'{type(base).__name__} has no module {path!r}; its '
                            'modules are ' +
                            ', '.join(n for n, _ in base.named_children()))
-        if unmatched_class(module) is not unmatched_class(names[path]):
+        if own_class(module) is not own_class(names[path]):
             raise TypeError(
                 f'{path} is a {type(names[path]).__name__}, and what should '
                 f'stand in for it a {type(module).__name__}; only sizes may '

@@ -17,10 +17,10 @@ from mmcv.cnn.bricks.transformer import MultiheadAttention
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..tuners import ScaledPrefix, build_tuner
+from ..tuners import LoRA, build_tuner
 from ..tuners.attend import attend
 from .dropout import attention_with_dropout, is_packed
-from .sublayer import TunedSublayer, is_lora
+from .sublayer import TunedSublayer
 
 
 class TunedAttention(TunedSublayer):
@@ -29,18 +29,12 @@ class TunedAttention(TunedSublayer):
     site = 'attn'
 
     def add_tuner(self, cls: type, cfg: dict) -> None:
-        if is_lora(cls):
+        if issubclass(cls, LoRA):
             for name, in_dims in self.lora_inputs().items():
                 self._own(
                     f'lora_{name}',
                     build_tuner(
                         cfg, in_dims=in_dims, out_dims=self.embed_dims))
-        elif issubclass(cls, ScaledPrefix):
-            # One name for both: two prefixes in one attention are too many.
-            self._own(
-                'prefix',
-                build_tuner(
-                    cfg, embed_dims=self.embed_dims, num_heads=self.num_heads))
         else:
             super().add_tuner(cls, cfg)
 

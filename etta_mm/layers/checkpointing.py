@@ -6,7 +6,7 @@ DETR's layers are called with keywords, and a re-entrant checkpoint whose
 inputs need no gradient, as those of a frozen base, gives none to the tuners
 inside. This one is neither.
 """
-from typing import Iterator, Optional
+from typing import List, Optional
 
 import torch
 from mmcv.cnn.bricks.transformer import FFN
@@ -41,7 +41,7 @@ class Checkpointed(Derived):
             by_position, *args, *kwargs.values(), use_reentrant=False)
 
 
-def transformer_layers(model: nn.Module) -> Iterator[nn.Module]:
+def transformer_layers(model: nn.Module) -> List[nn.Module]:
     """The transformer layers of ``model``: what holds a feed-forward network,
     be it in a list, and is no DETR's head."""
     found = []
@@ -55,7 +55,7 @@ def transformer_layers(model: nn.Module) -> Iterator[nn.Module]:
                 walk(child, holder if is_list else module)
 
     walk(model, model)
-    return iter(dict.fromkeys(found))
+    return list(dict.fromkeys(found))
 
 
 def _draws(layer: RevTransformerEncoderLayer) -> bool:
@@ -86,7 +86,7 @@ def checkpoint_layers(model: nn.Module, number: Optional[int] = None) -> int:
         ValueError: If there is none, or not as many, or a layer that is
             computed again draws other random numbers (RevViT's with dropout).
     """
-    layers = list(transformer_layers(model))
+    layers = transformer_layers(model)
     if not layers:
         raise ValueError(
             f'{type(model).__name__} has no layer with a feed-forward network '

@@ -20,9 +20,9 @@ from mmcv.ops import MultiScaleDeformableAttention
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..tuners import ScaledPrefix, build_tuner
+from ..tuners import LoRA, ScaledPrefix
 from .linear import add_lora
-from .sublayer import ADAPTERS, TunedSublayer, is_lora
+from .sublayer import ADAPTERS, TunedSublayer
 
 
 @MODELS.register_module()
@@ -47,20 +47,16 @@ class ETMultiScaleDeformableAttention(TunedSublayer,
         inspect.unwrap(MultiScaleDeformableAttention.forward))
 
     def add_tuner(self, cls: type, cfg: dict) -> None:
-        if is_lora(cls):
+        if issubclass(cls, LoRA):
             add_lora(self.value_proj, cfg)
             add_lora(self.output_proj, cfg)
-        elif issubclass(cls, ScaledPrefix):
-            if self.output_proj.in_features != self.embed_dims:
-                raise ValueError(
-                    'a prefix cannot stand at a deformable attention with '
-                    'value_proj_ratio != 1; leave it out with where=')
-            self._own(
-                'prefix',
-                build_tuner(
-                    cfg, embed_dims=self.embed_dims, num_heads=self.num_heads))
-        else:
-            super().add_tuner(cls, cfg)
+            return
+        if (issubclass(cls, ScaledPrefix)
+                and self.output_proj.in_features != self.embed_dims):
+            raise ValueError(
+                'a prefix cannot stand at a deformable attention with '
+                'value_proj_ratio != 1; leave it out with where=')
+        super().add_tuner(cls, cfg)
 
     def forward(self,
                 query: Tensor,

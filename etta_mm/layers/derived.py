@@ -31,6 +31,11 @@ def derived_class(mixin: type, cls: type) -> type:
                 dict(derived_from=(mixin, cls)))
 
 
+def own_class(module: nn.Module) -> type:
+    """The class of ``module``; where it has taken a derived one, its own."""
+    return vars(type(module)).get('derived_from', (type(module), ))[-1]
+
+
 def _new(mixin: type, cls: type) -> nn.Module:
     cls = derived_class(mixin, cls)
     return cls.__new__(cls)

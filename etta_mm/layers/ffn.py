@@ -12,8 +12,9 @@ from mmengine.registry import MODELS
 from mmpretrain.models.utils import SwiGLUFFN
 from torch import Tensor, nn
 
+from ..tuners import LoRA
 from .linear import add_lora
-from .sublayer import TunedSublayer, is_lora
+from .sublayer import TunedSublayer
 
 
 class TunedFFN(TunedSublayer):
@@ -22,7 +23,7 @@ class TunedFFN(TunedSublayer):
     site = 'ffn'
 
     def add_tuner(self, cls: type, cfg: dict) -> None:
-        if is_lora(cls):
+        if issubclass(cls, LoRA):
             for name, child in self.named_children():
                 for module in child.modules() if name != 'tuners' else ():
                     if isinstance(module, nn.Linear):
@@ -55,13 +56,19 @@ class ETFFN(TunedFFN, FFN):
         *args, **kwargs: Those of ``mmcv.cnn.bricks.transformer.FFN``.
     """
 
-    def forward(self, x: Tensor, identity: Optional[Tensor] = None) -> Tensor:
-        """x and identity (default: x) of shape (..., embed_dims)."""
+    def forward(self,
+                x: Tensor,
+                identity: Optional[Tensor] = None,
+                residual: Optional[Tensor] = None) -> Tensor:
+        """x, identity (default: x) and residual, which is its older name in
+        mmcv, of shape (..., embed_dims)."""
+        if identity is None:
+            identity = x if residual is None else residual
         h = self.adapt(x, self.gamma2(self.layers(x)))
         h = self.dropout_layer(h)
         if not self.add_identity:
             return h
-        return (x if identity is None else identity) + h
+        return identity + h
 
 
 class ETSwiGLUFFN(TunedFFN, SwiGLUFFN):
@@ -75,11 +82,17 @@ class ETSwiGLUFFN(TunedFFN, SwiGLUFFN):
                 'it out with where=')
         super().add_tuners(tuning)
 
-    def forward(self, x: Tensor, identity: Optional[Tensor] = None) -> Tensor:
-        """x and identity (default: x) of shape (..., embed_dims)."""
+    def forward(self,
+                x: Tensor,
+                identity: Optional[Tensor] = None,
+                residual: Optional[Tensor] = None) -> Tensor:
+        """x, identity (default: x) and residual, which is its older name in
+        mmcv, of shape (..., embed_dims)."""
+        if identity is None:
+            identity = x if residual is None else residual
         gate, up = self.w12(x).chunk(2, dim=-1)
         h = self.gamma2(self.w3(self.norm(F.silu(gate) * up)))
         h = self.dropout_layer(self.adapt(x, h))
         if not self.add_identity:
             return h
-        return (x if identity is None else identity) + h
+        return identity + h

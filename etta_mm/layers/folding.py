@@ -187,7 +187,10 @@ class FoldedSyncBatchNorm(FoldedNorm, FrozenSyncBatchNorm):
     """Frozen ``nn.SyncBatchNorm`` that is folded."""
 
 
-_FOLDED = {cls.__mro__[3]: cls for cls in FoldedNorm.__subclasses__()}
+_FOLDED = {
+    FrozenBatchNorm2d: FoldedBatchNorm2d,
+    FrozenSyncBatchNorm: FoldedSyncBatchNorm
+}
 _FOLDED_NORMS = frozenset(_FOLDED.values())
 
 

@@ -233,11 +233,6 @@ def _groups(num_queries: List[int], num_gts: List[int],
         yield queries, gts
 
 
-def unmatched_class(module: nn.Module) -> type:
-    """The class of ``module``, of a head that matches a batch its own."""
-    return vars(type(module)).get('derived_from', (type(module), ))[-1]
-
-
 def match_batches(model: nn.Module) -> int:
     """Match the images of a batch together in every DETR head of ``model``.
 

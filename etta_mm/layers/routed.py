@@ -14,7 +14,6 @@ As elsewhere in this room, a module takes its class in place, here until an
 ``ExitStack`` is closed.
 """
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from typing import Callable, Dict, Hashable, Optional
 
 from mmdet.models.dense_heads import DETRHead
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from ..tuners import (ConvAdapter, LoRA, ParallelAdapter, ScaledPrefix,
                       SerialAdapter)
+from .derived import Derived, derived_class, own_class
 from .routing import Routing
 
 _MISSING = object()
@@ -47,9 +47,10 @@ def take_class(stack: ExitStack, module: nn.Module, cls: type) -> None:
     module.__class__ = cls
 
 
-class Routed:
+class Routed(Derived):
     """What the routed modules share: ``routing`` and, for errors, ``where``."""
 
+    prefix = 'Routed'
     routing: Routing
     where: str
 
@@ -134,7 +135,7 @@ class RoutedLayer(Routed):
         if self.routing.is_inside:
             return super().forward(*args, **kwargs)
         if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
-            cls = type(self).__name__.removeprefix('Routed')
+            cls = own_class(self).__name__
             raise ValueError(
                 f'{self.where} ({cls}) is trained in full and takes more than '
                 'one tensor; which of them are batches is not known, so it '
@@ -205,14 +206,9 @@ UNITS = (DETRHead, BaseDenseHead, BaseRoIHead, ClsHead, MultiLabelClsHead)
 _WITHOUT_TENSORS = (BaseRoIHead, BaseModel)
 
 
-@lru_cache(maxsize=None)
-def _routed_class(mixin: type, cls: type) -> type:
-    return type(f'Routed{cls.__name__}', (mixin, cls), {})
-
-
 def _route(stack: ExitStack, module: nn.Module, mixin: type, routing: Routing,
            where: str, **routes) -> None:
-    take_class(stack, module, _routed_class(mixin, type(module)))
+    take_class(stack, module, derived_class(mixin, type(module)))
     for name, value in dict(routing=routing, where=where, **routes).items():
         put(stack, vars(module), name, value)
 

@@ -5,8 +5,8 @@ from typing import List, Tuple
 from mmengine.model import ModuleDict
 from torch import Tensor
 
-from ..tuners import (ConvAdapter, LoRA, ParallelAdapter, SerialAdapter, Tuner,
-                      build_tuner, tuner_class)
+from ..tuners import (ConvAdapter, ParallelAdapter, ScaledPrefix,
+                      SerialAdapter, Tuner, build_tuner, tuner_class)
 
 #: The tuners that :meth:`TunedSublayer.adapt` puts into the forward pass.
 ADAPTERS = (ParallelAdapter, SerialAdapter, ConvAdapter)
@@ -29,8 +29,7 @@ class TunedSublayer:
         *args, **kwargs: The parent's.
     """
 
-    site: str  # 'ffn', 'attn' or 'conv'
-    tuning_enabled = True
+    site: str  # 'ffn', 'attn', 'conv', or 'linear' of the layers below them
     resting = 0  # contexts of disable_tuning that are open
 
     def __init__(self, *args, tuning=None, **kwargs) -> None:
@@ -43,7 +42,7 @@ class TunedSublayer:
         return {
             key: value
             for key, value in vars(self).items()
-            if key not in ('resting', 'tuning_enabled')
+            if key != 'resting'
         }
 
     def add_tuners(self, tuning) -> None:
@@ -60,12 +59,19 @@ class TunedSublayer:
 
     def add_tuner(self, cls: type, cfg: dict) -> None:
         """Add one tuner; a sublayer overrides it for those that need more."""
-        if not issubclass(cls, ADAPTERS):
+        known = (*ADAPTERS, ScaledPrefix)
+        if not issubclass(cls, known):
             raise ValueError(
                 f'{cls.__name__} is a tuner that no forward pass knows: derive '
-                'it from ' + ', '.join(known.__name__ for known in ADAPTERS))
-        self._own(_snake_case(cls.__name__), build_tuner(
-            cfg, embed_dims=self.embed_dims))
+                'it from ' + ', '.join(base.__name__ for base in known))
+        # One name for both prefixes: two in one attention are too many.
+        name = 'prefix' if issubclass(cls, ScaledPrefix) else _snake_case(
+            cls.__name__)
+        sizes = {
+            size: getattr(self, size)
+            for size in ('embed_dims', 'num_heads') if hasattr(self, size)
+        }
+        self._own(name, build_tuner(cfg, **sizes))
 
     def _own(self, name: str, tuner: Tuner) -> None:
         if name in self.tuners:
@@ -79,6 +85,10 @@ class TunedSublayer:
         if like is not None and not any(p.is_meta for p in tuner.parameters()):
             tuner.to(device=like.device, dtype=like.dtype)
         self.tuners[name] = tuner.train(self.training)
+
+    @property
+    def tuning_enabled(self) -> bool:
+        return not self.resting
 
     @property
     def active_tuners(self) -> Tuple[Tuner, ...]:
@@ -135,10 +145,6 @@ def check_site(cls: type, site: str) -> None:
                "convolutional backbone is conv=dict(type='ConvAdapter', "
                'bottleneck_dims=...)')
     raise ValueError(f'{site}={cls.__name__}: {why}')
-
-
-def is_lora(cls: type) -> bool:
-    return issubclass(cls, LoRA)
 
 
 def _snake_case(name: str) -> str:

@@ -221,7 +221,6 @@ def _rest(sublayers: List[TunedSublayer], change: int) -> None:
     with _COUNTING:
         for module in sublayers:
             module.resting += change
-            module.tuning_enabled = module.resting == 0
 
 
 def init_tuned(model: nn.Module, *args, **kwargs) -> None:

@@ -11,8 +11,8 @@ from .scale import Scale
 class Adapter(Tuner):
     r"""The bottleneck that both adapters share.
 
-    .. math:: \Delta h(x) = s\,(W_{up}\,\mathrm{relu}(W_{down} x + b_{down})
-        + b_{up})
+    .. math:: \Delta h(x) = W_{up}\,\mathrm{relu}(W_{down} x + b_{down})
+        + b_{up}
 
     ``W_down`` starts kaiming-uniform (a = √5), all else at zero, so Δh starts
     at zero and the tuned model as the base model.
@@ -70,8 +70,9 @@ class ParallelAdapter(Adapter):
         dropout (float): Dropout behind the ReLU. Defaults to 0.
 
     Raises:
-        TypeError: If a size or the scale is not a number.
-        ValueError: If a size is below 1 or the scale is 0.
+        TypeError: If a size, the scale or the dropout is not a number.
+        ValueError: If a size is below 1, the scale is 0, or the dropout is
+            not in [0, 1).
     """
 
     def __init__(self,
@@ -100,8 +101,8 @@ class SerialAdapter(Adapter):
         dropout (float): Dropout behind the ReLU. Defaults to 0.
 
     Raises:
-        TypeError: If a size is not an integer.
-        ValueError: If a size is below 1.
+        TypeError: If a size or the dropout is not a number.
+        ValueError: If a size is below 1, or the dropout is not in [0, 1).
     """
 
     def __init__(self,

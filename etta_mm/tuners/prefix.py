@@ -193,6 +193,10 @@ class Prefix(ScaledPrefix):
         embed_dims (int): d, given by the attention.
         num_heads (int): Heads, given by the attention.
         num_prefix (int): l.
+
+    Raises:
+        TypeError: If ``num_prefix`` is not an integer.
+        ValueError: If ``num_prefix`` is below 1.
     """
 
     def __init__(self, embed_dims: int, num_heads: int,

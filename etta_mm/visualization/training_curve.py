@@ -2,7 +2,6 @@
 from pathlib import Path
 from typing import Dict
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from ..engine.scalar_log import read_records
@@ -33,7 +32,6 @@ def training_curve(path, work_dirs: Dict[str, str], metric: str) -> Path:
     Returns:
         Path: ``path``.
     """
-    matplotlib.use('agg')
     figure = Figure((9, 3.4), layout='constrained')
     left, right = figure.subplots(1, 2)
     for label, work_dir in work_dirs.items():

@@ -6,7 +6,7 @@ import pytest
 
 from etta_mm.benchmark.cases import Case
 from etta_mm.benchmark.growth import (AXES, METHODS, contestant, growth,
-                                      measure_step)
+                                      measure_steps)
 from etta_mm.benchmark.growth_report import growth_page, write_growth
 
 SHIPPED = Path(__file__).resolve().parents[2] / 'docs/evidence/growth'
@@ -23,8 +23,8 @@ def case_of(name: str) -> Case:
 
 
 def measured(name: str, axis: str, value: int, method: str) -> dict:
-    return measure_step(
-        contestant(case_of(name), axis, value, method), 'cpu', 1, 0)
+    one = contestant(case_of(name), axis, value, method)
+    return measure_steps(dict(one=one), 'cpu', 1, 0)['one']
 
 
 @pytest.mark.parametrize('name', ['detr_r50', 'vit_b16'])

@@ -29,10 +29,10 @@ from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
 from etta_mm import apply_tuning, load_tuned, save_tuned, tuned_state_dict
-from etta_mm.checkpoints import (atomic, convert, read_metadata, save_base,
-                                 tuned_checkpoint)
+from etta_mm.checkpoints import atomic, convert, read_metadata, save_base
 from etta_mm.checkpoints.atomic import write_atomically
-from etta_mm.checkpoints.fingerprint import (fingerprint_of_version_1,
+from etta_mm.checkpoints.fingerprint import (fingerprint,
+                                             fingerprint_of_version_1,
                                              tensors_fingerprint)
 from etta_mm.checkpoints.tuned_fit import check_patterns, check_tuning
 
@@ -437,8 +437,7 @@ def test_a_base_is_known_on_any_type_it_was_stored_in(path, trained):
     names = list(tuned_state_dict(trained))
     half = copy.deepcopy(trained).half()
     whole = copy.deepcopy(half).float()
-    assert tuned_checkpoint.fingerprint(
-        half, names) == tuned_checkpoint.fingerprint(whole, names)
+    assert fingerprint(half, names) == fingerprint(whole, names)
 
 
 def test_other_classes_are_refused_and_named(trained, tmp_path):

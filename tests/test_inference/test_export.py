@@ -23,9 +23,9 @@ from torch._dynamo.exc import UserError
 from torch.testing import assert_close
 
 from etta_mm.inference.export import (OPSET, example_inputs, export_onnx,
-                                      export_program, exportable,
-                                      image_size_of, onnx_difference)
-from etta_mm.inference.exportable import StaticDeformableAttention
+                                      export_program, image_size_of,
+                                      onnx_difference)
+from etta_mm.inference.exportable import StaticDeformableAttention, exportable
 
 TUNING = dict(
     ffn=dict(type='ParallelAdapter', bottleneck_dims=6),

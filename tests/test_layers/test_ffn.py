@@ -122,6 +122,14 @@ def test_drop_path_drops_the_adapter_with_the_frozen_part():
     assert_close(dropped[kept], 2 * whole[kept], rtol=1e-4, atol=1e-5)
 
 
+def test_the_residual_has_the_older_name_that_the_parent_knows():
+    parent, ours = pair(PARENTS['ffn'], PARALLEL)
+    x, residual = torch.randn(2, 2, 5, DIMS)
+    assert_close(ours(x, residual=residual), ours(x, identity=residual))
+    with disable_tuning(ours):
+        assert_close(ours(x, residual=residual), parent(x, residual=residual))
+
+
 def test_a_swiglu_without_a_residual_raises_and_names_the_remedy():
     model = nn.ModuleList([SwiGLUFFN(DIMS, HIDDEN, out_dims=4)])
     with pytest.raises(ValueError, match='where='):
