@@ -23,6 +23,7 @@ from etta_mm.features.cached_features import CachedFeatures
 from etta_mm.features.feature_cache import FeatureCache
 from etta_mm.features.image_hash import image_hashes
 from etta_mm.layers import checkpoint_layers
+from etta_mm.layers.layer_losses import losses_of_layers
 from etta_mm.tuners import ScaledPrefix
 from etta_mm.tuners.attend import attend
 
@@ -205,6 +206,25 @@ def test_weights_are_dropped_at_the_rate_that_is_given(dtype):
     v = torch.eye(64, device=DEVICE, dtype=dtype).expand_as(k).contiguous()
     dropped = (attend(q, k, v, dropout=0.1) == 0).float().mean().item()
     assert dropped == pytest.approx(0.1, abs=0.003)
+
+
+def test_a_focal_loss_of_logits_that_half_rounds_to_certainty_is_finite():
+    head = copy.deepcopy(build('deformable').bbox_head).to(DEVICE)
+    num_layers, num_queries = 2, 4
+    scores = torch.full((1, num_layers, num_queries, head.cls_out_channels),
+                        -20., dtype=torch.float16, device=DEVICE)
+    scores[..., 0] = 20.
+    scores.requires_grad_()
+    boxes = torch.rand(1, num_layers, num_queries, 4, device=DEVICE)
+    number = num_layers * num_queries
+    targets = (torch.zeros(number, dtype=torch.long, device=DEVICE),
+               boxes.view(number, 4), torch.ones(number, 4, device=DEVICE),
+               number)
+    losses = losses_of_layers(head, scores, boxes, targets,
+                              torch.full((1, 4), 64., device=DEVICE))
+    sum(losses.values()).sum().backward()
+    assert torch.isfinite(losses['loss_cls']).all()
+    assert torch.isfinite(scores.grad).all()
 
 
 @pytest.mark.parametrize('name', SYSTEMS)

@@ -9,7 +9,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from etta_mm.benchmark.measure import (Rival,  # noqa: E402
                                        time_in_turn)
 from etta_mm.benchmark.methods import METHODS, methods_of  # noqa: E402
 from etta_mm.benchmark.report import write_report  # noqa: E402
+from etta_mm.comparison.slots import device_name  # noqa: E402
 
 #: The method whose packages are not among those of etta_mm.
 PEER = 'hf_peft_lora'
@@ -195,15 +195,6 @@ def add_times(args, runs: list, path: Path) -> None:
 
 def by_method(runs: list) -> list:
     return sorted(runs, key=lambda run: list(METHODS).index(run['method']))
-
-
-def device_name(device: str) -> str:
-    """Asked of another process: with CUDA started here, no fork could use it."""
-    if not device.startswith('cuda'):
-        return platform.machine()
-    command = f'import torch; print(torch.cuda.get_device_name({device!r}))'
-    return subprocess.check_output([sys.executable, '-c', command],
-                                   text=True).strip()
 
 
 def settings(args) -> dict:

@@ -1,7 +1,6 @@
 """Write docs/evidence/growth/: how a step grows with b, l, image and depth."""
 import argparse
 import json
-import platform
 import shlex
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from etta_mm.benchmark.cases import CASES, Case
 from etta_mm.benchmark.growth import growth
 from etta_mm.benchmark.growth_report import write_growth
+from etta_mm.comparison.slots import device_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,8 +56,7 @@ def main(argv=None):
             batch=args.batch,
             image=' and '.join(f'{s} x {s}' for s in args.image_size),
             steps=args.steps,
-            device=torch.cuda.get_device_name(args.device) if args.device.startswith(
-                'cuda') else platform.machine(),
+            device=device_name(args.device),
             threads=torch.get_num_threads(),
             torch=torch.__version__)
         command = shlex.join(['python', 'tools/growth.py', *(

@@ -1,7 +1,9 @@
 """Where runs can go at the same time: GPUs, or groups of CPU cores."""
 import ctypes
 import os
+import platform
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from typing import List, Optional
@@ -45,6 +47,21 @@ class Slot:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def device_name(device: str) -> str:
+    """The name of a GPU, or the processor's kind. Another process is asked:
+    with CUDA started here, no fork could use it, and a GPU that takes one
+    process alone would be taken.
+
+    Args:
+        device (str): Such as 'cpu' or 'cuda:0'.
+    """
+    if not device.startswith('cuda'):
+        return platform.machine()
+    command = f'import torch; print(torch.cuda.get_device_name({device!r}))'
+    return subprocess.check_output([sys.executable, '-c', command],
+                                   text=True).strip()
+
+
 def find_slots(jobs: Optional[int] = None, fork: bool = False) -> List[Slot]:
     """Divide the machine among ``jobs`` runs.
 
@@ -83,7 +100,7 @@ def find_slots(jobs: Optional[int] = None, fork: bool = False) -> List[Slot]:
         if gpus:
             gpu = index % gpus
             sharing = len(range(gpu, jobs, gpus))
-            name = torch.cuda.get_device_name(gpu)
+            name = device_name(f'cuda:{gpu}')
             if sharing > 1:
                 name += f', shared by {sharing}'
             slots.append(Slot(own, visible[gpu], name))

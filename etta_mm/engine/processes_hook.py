@@ -82,6 +82,8 @@ def _sum_of_weights(model: nn.Module) -> int:
 def _meet_in(work_dir: str, loop) -> None:
     if get_world_size() == 1:
         return
-    for metric in getattr(loop.evaluator, 'metrics', ()):
+    metrics = getattr(loop.evaluator, 'metrics', ())
+    for number, metric in enumerate(metrics):
         if metric.collect_device == 'cpu' and metric.collect_dir is None:
-            metric.collect_dir = osp.join(work_dir, '.collect')
+            # One each: rank 0 removes it, which other machines may see late.
+            metric.collect_dir = osp.join(work_dir, f'.collect_{number}')

@@ -56,6 +56,9 @@ def losses_of_layers(head: DETRHead, scores: Tensor, boxes: Tensor,
         last layer, and those of the others from ``d0.loss_cls`` on.
     """
     labels, box_targets, box_weights, num_pos = targets
+    # mmcv's focal loss on CUDA has no logarithm in half precision of a
+    # probability that it rounds to 0 or 1.
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     num_layers = scores.size(1)
     # Each layer matches as many: every box, or every query.
     num_pos = num_pos / num_layers

@@ -488,7 +488,7 @@ def test_processes_that_start_from_different_checkpoints_stop(
     made = train(tmp_path / 'run', base, 1)
     # And where a validation brings their results together.
     metric, = made.val_loop.evaluator.metrics
-    assert metric.collect_dir == str(tmp_path / 'run/.collect')
+    assert metric.collect_dir == str(tmp_path / 'run/.collect_0')
 
 
 def test_one_byte_of_a_weight_is_seen():

@@ -224,7 +224,7 @@ def test_a_loss_has_the_dimensions_that_mmdets_has(name):
     assert_close(BatchMatching.loss_by_feat(head, *outputs), expected)
 
 
-def test_losses_of_half_precision_are_summed_in_single():
+def test_losses_of_half_precision_are_computed_in_single():
     head = built('deformable').bbox_head
     scores, boxes, *truth = layer_outputs(head, 2)
     scores = scores.bfloat16()
@@ -232,7 +232,7 @@ def test_losses_of_half_precision_are_summed_in_single():
     match_batches(head)
     found = BatchMatching.loss_by_feat(head, scores, boxes, *truth)
     assert found['loss_cls'].dtype == torch.float32
-    assert_close(found, expected, rtol=1e-2, atol=0)
+    assert_close(found, expected, **CLOSE)
 
 
 def test_layers_that_are_no_one_tensor_are_left_to_mmdet():
