@@ -1,6 +1,9 @@
 """Check how the processes of a run share its model, before it starts."""
+import logging
+
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 
 from .config import unscoped_name
 from .launch import num_processes
@@ -74,6 +77,17 @@ def check_strategy(cfg: Config, is_tuned: bool) -> None:
             WHOLE.format("strategy.type='ETFSDPStrategy' shares a model among "
                          'processes, and this is one alone: use '
                          'tools/dist_train.sh or tools/slurm_train.sh'))
+    is_mixed = unscoped_name(cfg.get('optim_wrapper')) == 'AmpOptimWrapper'
+    model = cfg.get('model') or {}
+    if is_mixed and not any(
+            part.get('with_cp') for part in (model, model.get('backbone', {}))):
+        print_log(
+            '--amp with ETFSDPStrategy: until the backward pass, every process '
+            'keeps a copy in half precision of each frozen weight that it has '
+            'used. model.with_cp=True (of a classifier, model.backbone.with_cp) '
+            'keeps those of one layer.',
+            logger='current',
+            level=logging.WARNING)
     hooks = [unscoped_name(hook) for hook in cfg.get('custom_hooks') or []]
     if 'EMAHook' in hooks:
         raise ValueError(

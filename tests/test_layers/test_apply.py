@@ -59,6 +59,11 @@ def test_tuners_take_the_mode_of_what_they_join():
     assert model.train().ffn.tuners.parallel_adapter.training
 
 
+def test_a_where_may_be_a_part_of_a_name():
+    model = apply_tuning(Net(), dict(ffn=ADAPTER, where='fn$'))
+    assert isinstance(model.ffn, ETFFN)
+
+
 @pytest.mark.parametrize('tuning', TUNINGS)
 @pytest.mark.parametrize('to', [
     dict(dtype=torch.float64), dict(dtype=torch.bfloat16), dict(device='meta')

@@ -310,6 +310,14 @@ def test_a_shared_convolution_is_left_alone():
     assert fold_frozen_norms(model.requires_grad_(False)) == 0
 
 
+def test_a_shared_norm_is_left_alone():
+    norm = nn.BatchNorm2d(3)
+    model = nn.ModuleList(
+        nn.Sequential(nn.Conv2d(3, 3, 1), norm) for _ in range(2))
+    freeze_statistics(norm)
+    assert fold_frozen_norms(model.requires_grad_(False)) == 0
+
+
 def test_the_gradient_of_the_input_is_the_unfolded_models():
     plain = resnet()
     model = folded(plain)

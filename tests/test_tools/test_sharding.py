@@ -252,6 +252,21 @@ def test_a_strategy_that_would_not_work_is_refused(changes, message,
         check_strategy(cfg, is_tuned=True)
 
 
+@pytest.mark.parametrize('model, warns', [
+    (dict(), True), (dict(with_cp=True), False),
+    (dict(backbone=dict(with_cp=6)), False),
+    (dict(with_cp=False, backbone=dict(depth=50)), True)])
+def test_half_copies_of_a_sharded_base_are_warned_of(model, warns, caplog):
+    cfg = Config(dict(FSDP, launcher='pytorch', model=model))
+    cfg.optim_wrapper = dict(type='AmpOptimWrapper')
+    MMLogger.get_current_instance().addHandler(caplog.handler)
+    try:
+        check_strategy(cfg, is_tuned=True)
+    finally:
+        MMLogger.get_current_instance().removeHandler(caplog.handler)
+    assert ('with_cp' in caplog.text) == warns
+
+
 def test_one_process_of_a_launcher_is_alone_as_well(monkeypatch):
     cfg = Config(dict(FSDP, launcher='pytorch'))
     monkeypatch.setenv('WORLD_SIZE', '2')

@@ -114,6 +114,8 @@ def test_apply_makes_the_full_checkpoint(case, suffix):
     assert_close(dict(other.state_dict()), dict(expected), rtol=0, atol=0)
     if suffix == '.pth':
         assert checkpoint['meta']['dataset_meta']['classes'] == CLASSES
+        written = Config.fromstring(checkpoint['meta']['cfg'], '.py')
+        assert written.model == Config.fromfile(case.config).model
 
 
 def test_apply_refuses_another_base_and_names_what_differs(case):

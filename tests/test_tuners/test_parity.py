@@ -10,8 +10,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from etta_mm import apply_tuning
-from etta_mm.tuners import (LoRA, ParallelAdapter, Prefix, ScaledPrefix,
-                            SerialAdapter)
+from etta_mm.tuners import (ConvAdapter, LoRA, ParallelAdapter, Prefix,
+                            ScaledPrefix, SerialAdapter)
 
 DIMS = 8
 HEADS = 2
@@ -80,6 +80,23 @@ def test_the_update_starts_at_zero_and_starts_over(adapter):
         assert not adapter(x).any()
         assert adapter.down.any() if isinstance(
             adapter, LoRA) else adapter.down.weight.any()
+        if isinstance(adapter, ParallelAdapter):
+            assert adapter.scale.weight == 4.
+        randomise(adapter)
+        assert adapter(x).any()
+        adapter.init_weights()
+
+
+def test_a_conv_adapter_starts_at_zero_and_kaiming_uniform():
+    torch.manual_seed(3)
+    adapter = ConvAdapter(DIMS, 64)
+    x = torch.randn(2, DIMS, 5, 5)
+    for _ in range(2):
+        assert not adapter(x).any()
+        # a = sqrt(5): uniform within 1 / sqrt(fan_in)
+        for conv, fan_in in ((adapter.down, DIMS), (adapter.depth, 9)):
+            assert not conv.bias.any()
+            assert 0.8 < conv.weight.abs().max() * fan_in**0.5 <= 1
         randomise(adapter)
         assert adapter(x).any()
         adapter.init_weights()
