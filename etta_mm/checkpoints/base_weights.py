@@ -81,8 +81,9 @@ def load_base(filename: str, map_location=None) -> dict:
     if METADATA_KEY in header:
         raise ValueError(
             f'{filename} is a tuned checkpoint: without its base it is no '
-            'model. Name both with etta_mm.tuned_weights(config, tuned), or '
-            'load the base and then this with etta_mm.load_tuned')
+            f'model. Give both as etta_mm://CONFIG::{filename} (in code '
+            'etta_mm.tuned_weights(config, tuned)), or load the base and then '
+            'this with etta_mm.load_tuned')
     return dict(state_dict=tensors, meta={})
 
 

@@ -76,7 +76,9 @@ def load_tuned_weights(filename: str, map_location=None) -> dict:
     dataset_meta = metadata['info'].get('dataset_meta')
     if file_classes(metadata) is None:
         dataset_meta = _test_metainfo(cfg)
-    meta = {} if dataset_meta is None else dict(dataset_meta=dataset_meta)
+    meta = dict(cfg=cfg.pretty_text)  # an inferencer may get nothing else
+    if dataset_meta is not None:
+        meta['dataset_meta'] = dataset_meta
     return dict(state_dict=model.state_dict(), meta=meta)
 
 

@@ -27,6 +27,9 @@ class TunedAttention(TunedSublayer):
     """What the softmax attentions share."""
 
     site = 'attn'
+    #: Whether the parent's attention is one operator, whose products mmengine
+    #: does not count.
+    is_parent_fused = False
 
     def add_tuner(self, cls: type, cfg: dict) -> None:
         if issubclass(cls, LoRA):
@@ -89,7 +92,8 @@ class TunedAttention(TunedSublayer):
             out = attention_with_dropout(queries, keys, values, mask, dropout,
                                          scale)
         else:
-            out = attend(queries, keys, values, mask, dropout, scale)
+            out = attend(queries, keys, values, mask, dropout, scale,
+                         self.is_parent_fused)
         # (bs, num_heads, num_queries, d_head) -> (bs, num_queries, d)
         out = out.transpose(1, 2).flatten(2)
         if prefix is not None and prefix.composition == 'parallel':

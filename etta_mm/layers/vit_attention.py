@@ -11,6 +11,8 @@ from .attention import TunedAttention
 class ETViTAttention(TunedAttention, ViTAttention):
     """mmpretrain's ``MultiheadAttention`` plus tuners."""
 
+    is_parent_fused = True
+
     def add_tuner(self, cls: type, cfg: dict) -> None:
         if (issubclass(cls, ParallelAdapter)
                 and self.input_dims != self.embed_dims):

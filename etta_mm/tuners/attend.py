@@ -28,8 +28,12 @@ def attend(q: Tensor,
            v: Tensor,
            mask: Optional[Tensor] = None,
            dropout: float = 0.,
-           scale: Optional[float] = None) -> Tensor:
+           scale: Optional[float] = None,
+           fused_in_trace: bool = False) -> Tensor:
     """``dropout(softmax(scale * q k^T + mask)) v``.
+
+    In a trace of ``torch.jit`` it is the plain equation: mmengine counts the
+    operations of a model in one, and knows no fused attention.
 
     Args:
         q (Tensor): (bs, num_heads, num_queries, d_head).
@@ -40,10 +44,19 @@ def attend(q: Tensor,
             that is added to the logits.
         dropout (float): Dropout rate of the weights. Defaults to 0.
         scale (float, optional): Defaults to d_head ** -0.5.
+        fused_in_trace (bool): Whether it stays fused there. Defaults to False.
 
     Returns:
         Tensor: Same shape as q.
     """
+    if torch.jit.is_tracing() and not fused_in_trace:
+        logits = q * (q.size(-1)**-0.5 if scale is None else scale)
+        logits = logits @ k.transpose(-2, -1)
+        if mask is not None:
+            logits = (
+                logits.masked_fill(~mask, -torch.inf)
+                if mask.dtype == torch.bool else logits + mask)
+        return F.dropout(logits.softmax(-1), dropout) @ v
     given = dict(attn_mask=mask, dropout_p=dropout, scale=scale)
     if q.is_cuda and _may_be_half(q) and (mask is not None or dropout
                                           or k.stride(0) == 0):

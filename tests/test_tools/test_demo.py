@@ -126,6 +126,9 @@ def test_mmdets_inferencer_takes_base_and_tuned_checkpoint(detector, images):
     assert inferencer.model.dataset_meta['classes'] == list(CLASSES)
     found = inferencer(str(images[0]))['predictions'][0]
     assert len(found['bboxes']) == 10
+    # The name alone will do: it has the config.
+    alone = DetInferencer(weights=tuned_weights(config, tuned), device='cpu')
+    assert_states_equal(alone.model.state_dict(), state_of(*detector))
 
 
 def test_mmpretrains_inferencer_takes_them_alike(classifier, images):
@@ -204,7 +207,7 @@ def test_a_config_that_is_not_tuned_is_refused(detector):
 
 def test_a_tuned_checkpoint_alone_is_no_model(detector):
     config, tuned, _ = detector
-    with pytest.raises(ValueError, match='tuned_weights'):
+    with pytest.raises(ValueError, match=f'etta_mm://CONFIG::{tuned}'):
         DetInferencer(config, tuned, 'cpu')
 
 

@@ -33,6 +33,22 @@ class Asked(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize('mask', [None, 'bool', 'float'])
+@pytest.mark.parametrize('scale', [None, 0.3])
+def test_a_trace_has_the_plain_equation(mask, scale):
+    q, k, v = torch.randn(3, *SHAPE)
+    if mask is not None:
+        mask = torch.randn(2, 1, 5, 5) if mask == 'float' else ~torch.eye(
+            5, dtype=torch.bool)
+
+    def run(*given):
+        return attend(*given, mask, scale=scale)
+
+    traced = torch.jit.trace(run, (q, k, v))
+    assert 'scaled_dot_product_attention' not in str(traced.graph)
+    assert_close(traced(q, k, v), run(q, k, v))
+
+
 @pytest.mark.parametrize('device, given, may', [
     ('cuda', dict(), True),
     ('cuda', dict(scale=0.3), True),
