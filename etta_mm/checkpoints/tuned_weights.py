@@ -14,8 +14,8 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import CheckpointLoader
 
+from ..data.config_type import found_type
 from ..data.file import check_file
-from ..data.unread import found_type
 from .convert import build_tuned_model
 from .tuned_file import file_classes, read_metadata
 

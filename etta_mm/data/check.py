@@ -27,6 +27,7 @@ from mmpretrain.datasets.custom import find_folders
 from .annotations import (annotated, check_annotated, check_boxes, check_keys,
                           read_coco)
 from .classes import check_classes, classes_key, first
+from .config_type import unscoped_name
 from .file import check_file
 from .unread import leaves, unread
 
@@ -68,8 +69,7 @@ def _loads_files(pipeline: Sequence[dict]) -> bool:
     """Whether the images are read from this machine's disk, and each must be
     there; so it is where nothing says otherwise."""
     for step in pipeline:
-        kind = step.get('type', '') if isinstance(step, dict) else ''
-        kind = getattr(kind, '__name__', kind).rpartition('.')[2]
+        kind = unscoped_name(step)
         if kind.startswith('Load') and 'Annotations' not in kind:
             args = step.get('backend_args') or step.get('file_client_args') or {}
             return (kind == 'LoadImageFromFile' and

@@ -7,8 +7,9 @@ from mmengine.registry import METRICS
 
 from .annotations import check_annotated, check_keys, read_coco
 from .classes import classes_of, first
+from .config_type import found_type, unscoped_name
 from .file import check_file
-from .unread import found_type, is_remote, leaves, unread
+from .unread import is_remote, leaves, unread
 
 #: What mmdet's ``CocoMetric`` gives of boxes and of masks.
 COCO_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
@@ -128,8 +129,7 @@ def _listed(value) -> list:
 
 def _is_plain(cfg: Optional[dict], default: str) -> bool:
     """Whether a config has no type or mmengine's ``default``."""
-    kind = (cfg or {}).get('type', default)
-    return getattr(kind, '__name__', kind).rpartition('.')[2] == default
+    return unscoped_name(cfg) in ('', default)
 
 
 def _metrics(evaluator) -> list:

@@ -6,8 +6,10 @@ from typing import Iterator, Optional, Sequence, Tuple
 
 from mmdet.datasets import CocoDataset
 from mmengine.dataset import BaseDataset
-from mmengine.registry import DATASETS, Registry
+from mmengine.registry import DATASETS
 from mmpretrain.datasets import CustomDataset
+
+from .config_type import found_type
 
 #: Keys of mmdet 2.x's data sets, and how they are written now.
 OLD_KEYS = dict(
@@ -91,20 +93,6 @@ def _check_named_classes(dataset: dict, name: str) -> None:
             f'{name}: classes is {classes!r}, but must be a tuple of names '
             f'(for one class write ({classes!r}, )) or a text file that '
             'exists, one name a line.')
-
-
-def found_type(cfg: dict, registry: Registry) -> Optional[type]:
-    """The type that a config names; None if there is none of that name.
-
-    Args:
-        cfg (dict): The config of a data set or a metric.
-        registry (Registry): mmengine's own, of which the others are children.
-    """
-    found = cfg.get('type')
-    if isinstance(found, str):
-        with registry.switch_scope_and_registry(None) as current:
-            found = current.get(found)
-    return found
 
 
 def is_remote(cfg: dict) -> bool:

@@ -35,9 +35,10 @@ from ..data.check import check_dataset
 from ..data.check_evaluator import check_evaluator, check_save_best
 from ..data.check_num_classes import (check_num_classes, check_one_hot,
                                       check_same_classes)
+from ..data.config_type import unscoped_name
 from ..data.file import check_file, check_folder_writable
 from .check_model import check_model
-from .config import merge_options, type_name
+from .config import merge_options
 from .launch import RANK_VARIABLES, is_first_of_machine
 from .task import draw, dump_predictions, set_loaders
 
@@ -214,7 +215,7 @@ def _set_precision(cfg: Config, amp: bool) -> None:
     if amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if type_name(cfg.get('optim_wrapper')) == 'AmpOptimWrapper' \
+    if unscoped_name(cfg.get('optim_wrapper')) == 'AmpOptimWrapper' \
             and get_device() not in AMP_DEVICES:
         raise ValueError(
             'Automatic mixed precision (--amp, or optim_wrapper.type='

@@ -336,7 +336,9 @@ def test_load_from_that_does_not_exist_is_an_error(config, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason='needs a CPU only')
 def test_amp_without_a_gpu_is_an_error(config, tmp_path):
     for given in (['--amp'],
-                  ['--cfg-options', 'optim_wrapper.type=AmpOptimWrapper']):
+                  ['--cfg-options', 'optim_wrapper.type=AmpOptimWrapper'],
+                  ['--cfg-options',
+                   'optim_wrapper.type=mmengine.AmpOptimWrapper']):
         with pytest.raises(ValueError, match="--amp.*'cpu'.*cuda"):
             check_train(config, '--work-dir', tmp_path, *given)
 
