@@ -105,6 +105,14 @@ def test_a_config_that_does_not_exist_names_those_like_it(
         check_train('xyzzy.py')
 
 
+def test_what_is_no_config_is_not_said_to_be_missing(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ValueError, match="'configs/glyphs' is a folder"):
+        check_train('configs/glyphs')
+    with pytest.raises(ValueError, match="'README.md' is no config"):
+        check_train('README.md')
+
+
 def test_the_tools_end_with_one_message_and_no_traceback(tmp_path):
     for tool, rest in (('train', []), ('test', ['some.pth'])):
         with pytest.raises(SystemExit) as stop:
