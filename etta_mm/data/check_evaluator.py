@@ -101,7 +101,7 @@ def check_save_best(hooks: Optional[dict], evaluator,
 
 def _names(metric: dict) -> list:
     """What a metric measures, behind its prefix; [''] if it may be anything."""
-    if _is_zoos(metric, 'mmpretrain.Accuracy'):
+    if _is_exactly(metric, 'mmpretrain.Accuracy'):
         thresholds = _listed(metric.get('thrs', 0.))
         several = len(thresholds) > 1
         return [
@@ -110,7 +110,7 @@ def _names(metric: dict) -> list:
             for k in _listed(metric.get('topk', 1))
             for threshold in thresholds
         ]
-    if _is_zoos(metric, 'mmdet.CocoMetric') and not metric.get('classwise'):
+    if _is_exactly(metric, 'mmdet.CocoMetric') and not metric.get('classwise'):
         kinds = _listed(metric.get('metric', 'bbox'))
         items = metric.get('metric_items') or COCO_ITEMS
         if {'bbox', 'segm'}.issuperset(kinds):
@@ -141,7 +141,7 @@ def _metrics(evaluator) -> list:
                                          (list, tuple)) else [evaluator]
 
 
-def _is_zoos(metric: dict, name: str) -> bool:
+def _is_exactly(metric: dict, name: str) -> bool:
     return found_type(metric, METRICS) is found_type(dict(type=name), METRICS)
 
 

@@ -16,7 +16,7 @@ from ..checkpoints.new_parts import drop_new
 from ..checkpoints.training_state import NEEDED
 from ..checkpoints.tuned_checkpoint import tuned_roots
 from ..checkpoints.tuned_file import plain_metainfo
-from ..checkpoints.tuned_fit import check_classes
+from ..checkpoints.tuned_fit import check_trained_classes
 from ..data.classes import common_classes
 from ..layers.frozen import FrozenStatistics
 from ..tuners import Tuner
@@ -190,7 +190,7 @@ def _check_base(model: nn.Module,
             _check_complete(model, absent.missing_keys)
             # mmdet 2.x has no dataset_meta, but CLASSES, in other spellings
             meta = (checkpoint.get('meta') or {}).get('dataset_meta')
-            check_classes(model, dict(info=dict(
+            check_trained_classes(model, dict(info=dict(
                 dataset_meta=plain_metainfo(meta))), classes, 'it')
     except Exception as error:
         if is_whole:
