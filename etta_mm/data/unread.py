@@ -1,6 +1,7 @@
 """The data sets that a config names, with their paths joined and no file read.
 """
 import os.path as osp
+from contextlib import suppress
 from itertools import chain
 from typing import Iterator, Optional, Sequence, Tuple
 
@@ -63,13 +64,15 @@ def unread(dataset: dict, name: str = 'dataset') -> Optional[BaseDataset]:
         return None
     _check_named_classes(dataset, name)
     kwargs = {k: v for k, v in dataset.items() if k not in ('type', '_scope_')}
+    kwargs.update(pipeline=[], lazy_init=True)
+    if not _is_zoos(host):
+        # It may need what is not there before the data is read.
+        with suppress(Exception):
+            return host(**kwargs)
+        return None
     try:
-        return host(**{**kwargs, 'pipeline': [], 'lazy_init': True})
-    except Exception as error:
-        if not _is_zoos(host):
-            return None  # it may need what is not there before the data is read
-        if not isinstance(error, TypeError):
-            raise
+        return host(**kwargs)
+    except TypeError as error:
         if 'unexpected keyword argument' not in str(error):
             raise
         now = [
