@@ -15,7 +15,10 @@ from .unread import is_remote, leaves, unread
 COCO_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 
 
-def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
+def check_evaluator(evaluator,
+                    name: str = 'evaluator',
+                    dataset: Optional[dict] = None,
+                    content: Optional[dict] = None) -> None:
     """Check that the metrics are for the data.
 
     With annotations of other images than those that are predicted, the AP is
@@ -28,6 +31,9 @@ def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
         evaluator (dict | list[dict]): Config of one or several metrics.
         name (str): Where it stands in the config, for the message.
         dataset (dict, optional): Config of the data set that is evaluated.
+        content (dict, optional): What its annotation file holds, as
+            :func:`~etta_mm.data.check.check_dataset` returns it. Defaults to
+            None, to be read if it is needed.
 
     Raises:
         FileNotFoundError: If a metric's ``ann_file`` is missing.
@@ -50,13 +56,9 @@ def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
         if (len(inside) == 1 and isinstance(inside[0], CocoDataset)
                 and _is_a(metric, 'mmdet.CocoMetric')
                 and not metric.get('format_only')):
-            _check_same(metric['ann_file'], inside[0], name)
-            content = read_coco(metric['ann_file'], name)
-            check_annotated(content, inside[0].metainfo['classes'],
-                            metric['ann_file'], name)
-            # pycocotools asks for it where it compares boxes.
-            check_keys(content, 'annotations', ('iscrowd', ),
-                       metric['ann_file'], name)
+            if content is None:
+                content = read_coco(inside[0].ann_file, name)
+            _check_annotations(metric['ann_file'], inside[0], content, name)
 
 
 def check_save_best(hooks: Optional[dict], evaluator,
@@ -165,17 +167,20 @@ def _check_topk(metric, classes, name: str) -> None:
             'such as (1, ).')
 
 
-def _check_same(path: str, dataset: CocoDataset, name: str) -> None:
-    if osp.samefile(path, dataset.ann_file):
-        return
-    difference = _difference(
-        read_coco(path, name), read_coco(dataset.ann_file, name),
-        dataset.metainfo['classes'])
-    if difference is not None:
-        raise ValueError(
-            f'{name}.ann_file={path!r} annotates other data than what is '
-            f'evaluated, {dataset.ann_file!r}: {difference}. Set {name}.'
-            'ann_file to the latter, or the data set to the former.')
+def _check_annotations(path: str, dataset: CocoDataset, content: dict,
+                       name: str) -> None:
+    classes = dataset.metainfo['classes']
+    if not osp.samefile(path, dataset.ann_file):
+        ours, content = content, read_coco(path, name)
+        difference = _difference(content, ours, classes)
+        if difference is not None:
+            raise ValueError(
+                f'{name}.ann_file={path!r} annotates other data than what is '
+                f'evaluated, {dataset.ann_file!r}: {difference}. Set {name}.'
+                'ann_file to the latter, or the data set to the former.')
+    check_annotated(content, classes, path, name)
+    # pycocotools asks for it where it compares boxes.
+    check_keys(content, 'annotations', ('iscrowd', ), path, name)
 
 
 def _difference(theirs: dict, ours: dict, classes) -> Optional[str]:

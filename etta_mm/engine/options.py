@@ -274,13 +274,15 @@ def _check_data(cfg: Config, *splits: str) -> None:
             datasets[split] = dataset = (
                 loader.get('dataset') if isinstance(loader, dict) else None)
             name = f'{split}_dataloader.dataset'
-            check_dataset(dataset, name)
+            content = check_dataset(dataset, name)
             if split in compared:
                 check_num_classes(model, dataset, name)
             if split == 'train':
                 check_one_hot(cfg, dataset, name)
             check_evaluator(
-                cfg.get(f'{split}_evaluator'), f'{split}_evaluator', dataset)
+                cfg.get(f'{split}_evaluator'), f'{split}_evaluator', dataset,
+                content)
+            del content  # may be gigabytes, and the next is read now
         if len(splits) > 1:
             check_save_best(*(cfg.get(key) for key in (
                 'default_hooks', 'val_evaluator', 'val_cfg')))

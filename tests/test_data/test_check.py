@@ -749,6 +749,17 @@ def test_annotations_of_the_data_pass_under_any_name(coco, tmp_path):
         check_evaluator(metric(path), 'x', dict(dataset=coco))
 
 
+def test_annotations_to_compare_are_read_once(coco, tmp_path, monkeypatch):
+    other = with_annotations(coco, tmp_path / 'other.json',
+                             annotations_of(coco))['ann_file']
+    load, read = json.load, []
+    monkeypatch.setattr(
+        json, 'load', lambda file: read.append(file.name) or load(file))
+    check_evaluator(metric(other), 'x', coco)
+    own = str(Path(coco['data_root']) / coco['ann_file'])
+    assert sorted(read) == sorted([other, own])
+
+
 @pytest.mark.parametrize('change, words', [
     (lambda c: c.update(images=c['images'][1:]),
      r'1 of 6 images are in the latter only: 000000\.jpg \(id 0\)'),

@@ -1,4 +1,5 @@
 """Options mean what mmdet's users expect, and what cannot be is one message."""
+import json
 import os
 import re
 import shutil
@@ -423,6 +424,17 @@ def test_bad_data_of_each_split_is_found_by_the_tool_that_reads_it(
     # Training does not read the test set.
     check_train(config, '--work-dir', tmp_path, '--cfg-options',
                 'test_dataloader.dataset.ann_file=gone.json')
+
+
+def test_each_annotation_file_is_read_once(config, tmp_path, monkeypatch):
+    load, read = json.load, []
+    monkeypatch.setattr(
+        json, 'load', lambda file: read.append(file.name) or load(file))
+    cfg = check_train(config, '--work-dir', tmp_path)
+    assert cfg.val_evaluator.type.endswith('CocoMetric')
+    assert sorted(read) == sorted(
+        os.path.join(loader.dataset.data_root, loader.dataset.ann_file)
+        for loader in (cfg.train_dataloader, cfg.val_dataloader))
 
 
 def test_only_the_first_process_of_a_machine_checks_the_data(
