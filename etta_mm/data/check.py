@@ -24,9 +24,10 @@ from mmengine.logging import print_log
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.datasets.custom import find_folders
 
+from ..listing import listing
 from .annotations import (annotated, check_annotated, check_boxes, check_keys,
                           read_coco)
-from .classes import check_classes, classes_key, first
+from .classes import check_classes, classes_key
 from .config_type import unscoped_name
 from .file import check_file
 from .unread import leaves, unread
@@ -109,7 +110,7 @@ def check_images(folder: str, files: Sequence[str], source: str,
     if missing:
         raise FileNotFoundError(
             f'{name}: {len(missing)} of the {len(files)} images that {source} '
-            f'names are not in {folder!r}: {first(missing)}. Set {name}.'
+            f'names are not in {folder!r}: {listing(missing)}. Set {name}.'
             'data_root and data_prefix to where they are, fetch them, or take '
             'them out of the annotations.')
 
@@ -138,7 +139,7 @@ def _check_coco(dataset: CocoDataset, with_files: bool, is_alone: bool,
             f'{name}: none of the {len(content["images"])} images of '
             f'{dataset.ann_file} is left with filter_cfg={dataset.filter_cfg}.'
             ' Give annotations with images, and to train, with boxes of '
-            f'{first(dataset.metainfo["classes"])}, or another filter_cfg.')
+            f'{listing(dataset.metainfo["classes"])}, or another filter_cfg.')
     # Images without any may stand beside others, as background or unlabelled.
     if not dataset.test_mode and (is_alone or content.get('annotations')):
         classes = dataset.metainfo['classes']
@@ -212,8 +213,8 @@ def _check_custom(dataset: CustomDataset, with_named_classes: bool,
         if dataset.CLASSES and len(found) != len(dataset.CLASSES):
             raise ValueError(
                 f'{name}: {folder} has {len(found)} folders '
-                f'({first(found)}), but the data set {len(dataset.CLASSES)} '
-                f'classes ({first(dataset.CLASSES)}). There must be one '
+                f'({listing(found)}), but the data set {len(dataset.CLASSES)} '
+                f'classes ({listing(dataset.CLASSES)}). There must be one '
                 f'folder a class: move the others away or set {name}.{key}.')
     if not dataset.ann_file:
         _check_extensions(dataset, folder, name)
@@ -227,7 +228,7 @@ def _are_other_names(classes: Sequence[str], found: Sequence[str]) -> bool:
     if len(classes) != len(found) or theirs & (ours | SPLITS):
         return False
     print_log(
-        'The classes are not the names of their folders: ' + first(
+        'The classes are not the names of their folders: ' + listing(
             [f'{folder} is {item}' for folder, item in zip(found, classes)],
             10), 'current')
     return True
@@ -243,9 +244,10 @@ def _check_extensions(dataset: CustomDataset, folder: str, name: str) -> None:
     if others:
         raise ValueError(
             f'{name}: {len(others)} of the {len(files)} files in {folder} are '
-            f'pictures that would be passed over ({first(others)}), for their '
-            f'names end in none of {taken}. Convert them, move them away, or, '
-            f'where OpenCV reads them, add their endings: {name}.extensions.')
+            f'pictures that would be passed over ({listing(others)}), for '
+            f'their names end in none of {taken}. Convert them, move them '
+            'away, or, where OpenCV reads them, add their endings: '
+            f'{name}.extensions.')
     if not any(map(dataset.is_valid_file, files)):
         raise FileNotFoundError(
             f'{name}: none of the {len(files)} files in {folder} ends in one '

@@ -5,8 +5,9 @@ from typing import Optional
 from mmdet.datasets import CocoDataset
 from mmengine.registry import METRICS
 
+from ..listing import listing
 from .annotations import check_annotated, check_keys, read_coco
-from .classes import classes_of, first
+from .classes import classes_of
 from .config_type import found_type, unscoped_name
 from .file import check_file
 from .unread import is_remote, leaves, unread
@@ -163,7 +164,7 @@ def _check_topk(metric, classes, name: str) -> None:
     if most > len(classes):
         raise ValueError(
             f'{name}.topk={topk} asks for the {most} best of {len(classes)} '
-            f'classes ({first(classes)}). Set it to at most {len(classes)}, '
+            f'classes ({listing(classes)}). Set it to at most {len(classes)}, '
             'such as (1, ).')
 
 
@@ -192,12 +193,12 @@ def _difference(theirs: dict, ours: dict, classes) -> Optional[str]:
             names = [f'{file} (id {id})'
                      for id, file in sorted(here - there, key=str)]
             return (f'{len(names)} of {len(here)} images are in the {side} '
-                    f'only: {first(names)}')
+                    f'only: {listing(names)}')
     names = [[item['name'] for item in content['categories']
               if item['name'] in classes] for content in (theirs, ours)]
     if names[0] != names[1]:
-        return (f'the former has the classes {first(names[0])}, the latter '
-                f'{first(names[1])}')
+        return (f'the former has the classes {listing(names[0])}, the latter '
+                f'{listing(names[1])}')
     # Files of a split are often numbered from 0, so names say little.
     boxes = [{(item['image_id'], *item.get('bbox', ()))
               for item in content.get('annotations', ())}

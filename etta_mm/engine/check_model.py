@@ -19,6 +19,7 @@ from ..checkpoints.tuned_file import plain_metainfo
 from ..checkpoints.tuned_fit import check_trained_classes
 from ..data.classes import common_classes
 from ..layers.frozen import FrozenStatistics
+from ..listing import listing
 from ..tuners import Tuner
 from .check_device import check_device
 from .check_hooks import check_hooks
@@ -151,7 +152,7 @@ def _check_switches(model: nn.Module, cfg: Config) -> None:
     if kind and frozen:
         raise ValueError(
             f'sync_bn={kind!r} would put norms with moving statistics '
-            f'in the place of {len(frozen)} frozen ones ({frozen[0]}, ...). '
+            f'in the place of {len(frozen)} frozen ones ({listing(frozen)}). '
             'Leave it out: what is frozen needs no synchronising.')
     for key, why in SWITCHES.items():
         value = cfg.get(key) or strategy.get(key)

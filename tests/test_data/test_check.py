@@ -228,7 +228,7 @@ def test_missing_images_are_counted_and_the_first_three_named(coco, tmp_path):
     with pytest.raises(
             FileNotFoundError,
             match=r'5 of the 6 images.*gone_000001\.jpg, gone_000002\.jpg, '
-            r'gone_000003\.jpg, \.\.\.\. Set'):
+            r'gone_000003\.jpg and 2 more\. Set'):
         check_dataset(bad)
 
 
