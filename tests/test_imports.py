@@ -21,6 +21,8 @@ ALLOWED = dict(
         'layers', 'models', 'checkpoints', 'engine', 'markdown', 'comparison'
     },
 )
+#: What every room may import besides: it imports nothing of the package.
+BELOW = {'listing'}
 #: What tuners may import besides: torch, the registry, the standard library.
 OUTSIDE_OF_TUNERS = {'torch', 'mmengine'}
 DRAWERS = ('utils.py', 'misc.py', 'common.py', 'helpers.py')
@@ -50,7 +52,14 @@ def test_a_room_imports_only_what_lies_before_it(room):
         for name in imports(path):
             parts = name.split('.')
             if parts[0] == 'etta_mm':
-                assert parts[1] in ALLOWED[room], f'{path} imports {name}'
+                assert parts[1] in ALLOWED[room] | BELOW, (
+                    f'{path} imports {name}')
+
+
+def test_what_every_room_may_import_imports_no_room():
+    for file in BELOW:
+        names = imports(PACKAGE / f'{file}.py')
+        assert not any(name.startswith('etta_mm') for name in names)
 
 
 def test_tuners_need_torch_and_the_registry_only():

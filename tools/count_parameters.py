@@ -10,7 +10,7 @@ import os.path as osp
 from mmengine.config import Config, DictAction
 
 from etta_mm import count_parameters
-from etta_mm.data.file import check_file, check_folder_writable
+from etta_mm.data.file import check_config, check_folder_writable
 from etta_mm.engine import Budget, build_on_meta
 from etta_mm.engine.budget import WHOLES
 from etta_mm.engine.config import merge_options
@@ -55,7 +55,7 @@ def parse_args(argv=None):
 
 def count(args) -> dict:
     """Print the report, and return it as JSON holds it."""
-    check_file(args.config, 'The config', 'Give one that exists.')
+    check_config(args.config)
     if args.out is not None:
         check_folder_writable(
             osp.dirname(args.out) or '.', 'The folder of --out')

@@ -1,11 +1,12 @@
 """Print what a step costs with and without the feature cache, per image."""
 import argparse
-import sys
 
 from mmengine.config import Config, DictAction
 
 from etta_mm.benchmark.cached_step import cached_step
+from etta_mm.data.file import check_config
 from etta_mm.engine.config import merge_options
+from etta_mm.engine.user_error import exit_on_user_error
 
 
 def main(argv=None):
@@ -26,12 +27,11 @@ def main(argv=None):
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='KEY=VALUE ...')
     args = parser.parse_args(argv)
-    cfg = Config.fromfile(args.config)
-    merge_options(cfg, args.cfg_options)
-    try:
+    with exit_on_user_error(__file__):
+        check_config(args.config)
+        cfg = Config.fromfile(args.config)
+        merge_options(cfg, args.cfg_options)
         step = cached_step(cfg, tuple(args.size), args.device)
-    except ValueError as error:
-        sys.exit(f'feature_cache_cost.py: error: {error}')
     share = step.with_cache / step.without_cache
     print(f'operations without cache  {step.without_cache / 1e9:10.3f} G')
     print(f'operations with cache     {step.with_cache / 1e9:10.3f} G '

@@ -16,6 +16,7 @@ from etta_mm.checkpoints.convert import (apply, description, differences,
                                          extract, merge)
 from etta_mm.data.file import check_config
 from etta_mm.engine.user_error import exit_on_user_error
+from etta_mm.listing import listing
 
 
 def parse_args(argv=None):
@@ -65,7 +66,7 @@ def run(args) -> int:
         print(f'folded: {len(folded)} LoRA')
         for kind, names in left.items():
             print(f'cannot be folded, and still in the file: {len(names)} '
-                  f'{kind} ({names[0]}, ...). Load it with this tuning '
+                  f'{kind} ({listing(names)}). Load it with this tuning '
                   'without LoRA.')
     print(args.out)
     return 0

@@ -22,7 +22,7 @@ RATIOS = ('case', 'step / full', 'step / floor', 'step / peft LoRA',
           'infer 1 / base', 'infer 8 / base')
 
 
-def summarise(runs: List[dict], batch: int) -> Dict[str, Dict[str, dict]]:
+def summarize(runs: List[dict], batch: int) -> Dict[str, Dict[str, dict]]:
     """Medians over the steps of all rounds, by case and method.
 
     Args:
@@ -176,7 +176,7 @@ def write_report(runs: List[dict], settings: dict, folder: Path) -> Path:
     Returns:
         Path: The Markdown file.
     """
-    summary = summarise(runs, settings['batch'])
+    summary = summarize(runs, settings['batch'])
     (folder / 'benchmark.json').write_text(
         json.dumps(
             dict(settings=settings, summary=summary, runs=runs), indent=1))

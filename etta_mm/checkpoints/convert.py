@@ -10,6 +10,7 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from safetensors.torch import save
 from torch import nn
 
+from ..listing import listing
 from ..tuners import Tuner
 from .atomic import write_atomically
 from .base_weights import allow_pickle
@@ -57,7 +58,7 @@ def extract(cfg: Config, checkpoint: str, out) -> Path:
         raise ValueError(
             f'{checkpoint} is no full checkpoint of the tuned '
             f'{type(model).__name__} of this config: {len(differ)} tensors '
-            f'differ ({", ".join(differ[:3])}). Take the config that it was '
+            f'differ ({listing(differ)}). Take the config that it was '
             'trained with')
     model.load_state_dict(state)
     meta = loaded.get('meta') or {}

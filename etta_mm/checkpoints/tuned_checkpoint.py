@@ -23,8 +23,8 @@ from ..tuners import Tuner
 from ..version import __version__
 from .fingerprint import SHORT, base_dtypes, base_hashes, fold
 from .tuned_file import read_tuned, write_tuned
-from .tuned_fit import (check_base, check_classes, check_patterns,
-                        check_tensors, check_tuning)
+from .tuned_fit import (check_base, check_patterns, check_tensors,
+                        check_trained_classes, check_tuning)
 from .wrapper import check_names, unwrapped
 
 
@@ -195,7 +195,7 @@ def load_tuned(model: nn.Module,
     model = unwrapped(model)
     check_names(model)
     metadata, tensors = read_tuned(path)
-    check_classes(model, metadata, classes, path)
+    check_trained_classes(model, metadata, classes, path)
     modules = dict(model.named_modules())
     roots = tuned_roots(model)
     for name, root in metadata['roots'].items():

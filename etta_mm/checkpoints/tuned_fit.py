@@ -15,8 +15,8 @@ NAME_LENGTH = 50
 MAX_WAYS = 4 * NAME_LENGTH**4
 
 
-def check_classes(model: nn.Module, metadata: dict,
-                  classes: Optional[Sequence[str]], path) -> None:
+def check_trained_classes(model: nn.Module, metadata: dict,
+                          classes: Optional[Sequence[str]], path) -> None:
     """Check that the file was trained for the classes at hand.
 
     Args:

@@ -14,8 +14,8 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import CheckpointLoader
 
-from ..data.file import check_file
-from ..data.unread import found_type
+from ..data.config_type import found_type
+from ..data.file import check_config, check_file
 from .convert import build_tuned_model
 from .tuned_file import file_classes, read_metadata
 
@@ -41,9 +41,10 @@ def tuned_weights(config, tuned, base: Optional[str] = None) -> str:
 
     Raises:
         FileNotFoundError: If one of the files does not exist.
-        ValueError: If ``tuned`` is no tuned checkpoint.
+        ValueError: If ``config`` is no config, or ``tuned`` no tuned
+            checkpoint.
     """
-    check_file(str(config), 'The config', 'Give one that exists.')
+    check_config(str(config))
     check_file(str(tuned), 'The tuned checkpoint', 'Give one that exists.')
     read_metadata(tuned)
     _check_base(Config.fromfile(config), base)

@@ -6,7 +6,7 @@ from typing import List, Sequence
 
 from mmengine.logging import print_log
 
-from .classes import first
+from ..listing import listing
 
 #: Why mmdet drops an annotation.
 DROPPED = ('area 0, smaller than a pixel, such as coordinates normalised to '
@@ -58,7 +58,7 @@ def check_annotated(content: dict, classes: Sequence[str], path: str,
             'learn or to compare with. Give a file that has some.')
     raise ValueError(
         f'{name}: none of the {number} annotations of {path} has an image_id '
-        f'of its images and a category_id of {first(classes)}. Ids that are '
+        f'of its images and a category_id of {listing(classes)}. Ids that are '
         'texts on one side and numbers on the other differ.')
 
 
@@ -77,7 +77,7 @@ def check_keys(content: dict, kind: str, keys: Sequence[str], path: str,
         absent = [key for key in keys if key not in item]
         if absent:
             raise ValueError(
-                f'{name}: {path} lacks {first(absent)} of {kind}[{number}]. '
+                f'{name}: {path} lacks {listing(absent)} of {kind}[{number}]. '
                 f"COCO's format asks for {', '.join(keys)} of each.")
 
 

@@ -10,13 +10,13 @@ sets of other types than these are left alone, for their own classes to check:
 - mmpretrain's ``CustomDataset`` and its heirs (``ImageNet``): class folders and
   their images, or list file and images.
 
-The annotations are read once more than training needs: 15 s of CPU and 2.6 GB
-for a file of 410 MB, the size of COCO's train2017.
+Each annotation file is read once, before the run reads it: 15 s of CPU and
+2.6 GB for a file of 410 MB, the size of COCO's train2017.
 """
 import os
 import os.path as osp
 from collections import defaultdict
-from typing import List, Sequence
+from typing import List, Optional, Sequence
 
 from mmdet.datasets import CocoDataset
 from mmengine.fileio import list_dir_or_file, list_from_file
@@ -24,9 +24,11 @@ from mmengine.logging import print_log
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.datasets.custom import find_folders
 
+from ..listing import listing
 from .annotations import (annotated, check_annotated, check_boxes, check_keys,
                           read_coco)
-from .classes import check_classes, classes_key, first
+from .classes import check_classes, classes_key
+from .config_type import unscoped_name
 from .file import check_file
 from .unread import leaves, unread
 
@@ -38,38 +40,43 @@ SPLITS = {'train', 'val', 'test', 'valid', 'validation', 'images', 'masks',
           'labels', 'annotations'}
 
 
-def check_dataset(dataset: dict, name: str = 'dataset') -> None:
+def check_dataset(dataset: dict, name: str = 'dataset') -> Optional[dict]:
     """Check the config of a data set; wrappers are descended into.
 
     Args:
         dataset (dict): The config. It stays as it is.
         name (str): Where it stands in the config, for the message.
 
+    Returns:
+        dict, optional: What its annotation file holds, for
+        :func:`~etta_mm.data.check_evaluator.check_evaluator` not to read it
+        again; None if it is not in COCO's format, or there are several.
+
     Raises:
         FileNotFoundError: If annotations, images or folders are missing.
         TypeError: If a data set is given what its type does not take.
         ValueError: If annotations or folders do not fit the classes.
     """
-    inside = list(leaves(dataset, name))
+    inside, content = list(leaves(dataset, name)), None
     for leaf, where in inside:
         built = unread(leaf, where)
         with_files = built is not None and built._indices is None and (
             _loads_files(leaf.get('pipeline') or ()))
         if isinstance(built, CocoDataset):
-            _check_coco(built, with_files, len(inside) == 1, where)
+            content = _check_coco(built, with_files, len(inside) == 1, where)
         elif built is not None:
             named = leaf.get('classes') or (leaf.get('metainfo')
                                             or {}).get('classes')
             _check_custom(built, bool(named), with_files, classes_key(leaf),
                           where)
+    return content
 
 
 def _loads_files(pipeline: Sequence[dict]) -> bool:
     """Whether the images are read from this machine's disk, and each must be
     there; so it is where nothing says otherwise."""
     for step in pipeline:
-        kind = step.get('type', '') if isinstance(step, dict) else ''
-        kind = getattr(kind, '__name__', kind).rpartition('.')[2]
+        kind = unscoped_name(step)
         if kind.startswith('Load') and 'Annotations' not in kind:
             args = step.get('backend_args') or step.get('file_client_args') or {}
             return (kind == 'LoadImageFromFile' and
@@ -103,13 +110,13 @@ def check_images(folder: str, files: Sequence[str], source: str,
     if missing:
         raise FileNotFoundError(
             f'{name}: {len(missing)} of the {len(files)} images that {source} '
-            f'names are not in {folder!r}: {first(missing)}. Set {name}.'
+            f'names are not in {folder!r}: {listing(missing)}. Set {name}.'
             'data_root and data_prefix to where they are, fetch them, or take '
             'them out of the annotations.')
 
 
 def _check_coco(dataset: CocoDataset, with_files: bool, is_alone: bool,
-                name: str) -> None:
+                name: str) -> Optional[dict]:
     check_file(dataset.ann_file, f'{name}: the annotation file',
                f'Set {name}.data_root and {name}.ann_file.')
     content = read_coco(dataset.ann_file, name)
@@ -132,7 +139,7 @@ def _check_coco(dataset: CocoDataset, with_files: bool, is_alone: bool,
             f'{name}: none of the {len(content["images"])} images of '
             f'{dataset.ann_file} is left with filter_cfg={dataset.filter_cfg}.'
             ' Give annotations with images, and to train, with boxes of '
-            f'{first(dataset.metainfo["classes"])}, or another filter_cfg.')
+            f'{listing(dataset.metainfo["classes"])}, or another filter_cfg.')
     # Images without any may stand beside others, as background or unlabelled.
     if not dataset.test_mode and (is_alone or content.get('annotations')):
         classes = dataset.metainfo['classes']
@@ -142,6 +149,7 @@ def _check_coco(dataset: CocoDataset, with_files: bool, is_alone: bool,
         check_images(dataset.data_prefix['img'],
                      [item['file_name'] for item in images], dataset.ann_file,
                      name)
+    return content if is_alone else None
 
 
 def _kept(dataset: CocoDataset, content: dict) -> List[dict]:
@@ -205,8 +213,8 @@ def _check_custom(dataset: CustomDataset, with_named_classes: bool,
         if dataset.CLASSES and len(found) != len(dataset.CLASSES):
             raise ValueError(
                 f'{name}: {folder} has {len(found)} folders '
-                f'({first(found)}), but the data set {len(dataset.CLASSES)} '
-                f'classes ({first(dataset.CLASSES)}). There must be one '
+                f'({listing(found)}), but the data set {len(dataset.CLASSES)} '
+                f'classes ({listing(dataset.CLASSES)}). There must be one '
                 f'folder a class: move the others away or set {name}.{key}.')
     if not dataset.ann_file:
         _check_extensions(dataset, folder, name)
@@ -220,7 +228,7 @@ def _are_other_names(classes: Sequence[str], found: Sequence[str]) -> bool:
     if len(classes) != len(found) or theirs & (ours | SPLITS):
         return False
     print_log(
-        'The classes are not the names of their folders: ' + first(
+        'The classes are not the names of their folders: ' + listing(
             [f'{folder} is {item}' for folder, item in zip(found, classes)],
             10), 'current')
     return True
@@ -236,9 +244,10 @@ def _check_extensions(dataset: CustomDataset, folder: str, name: str) -> None:
     if others:
         raise ValueError(
             f'{name}: {len(others)} of the {len(files)} files in {folder} are '
-            f'pictures that would be passed over ({first(others)}), for their '
-            f'names end in none of {taken}. Convert them, move them away, or, '
-            f'where OpenCV reads them, add their endings: {name}.extensions.')
+            f'pictures that would be passed over ({listing(others)}), for '
+            f'their names end in none of {taken}. Convert them, move them '
+            'away, or, where OpenCV reads them, add their endings: '
+            f'{name}.extensions.')
     if not any(map(dataset.is_valid_file, files)):
         raise FileNotFoundError(
             f'{name}: none of the {len(files)} files in {folder} ends in one '

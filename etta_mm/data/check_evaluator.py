@@ -5,16 +5,21 @@ from typing import Optional
 from mmdet.datasets import CocoDataset
 from mmengine.registry import METRICS
 
+from ..listing import listing
 from .annotations import check_annotated, check_keys, read_coco
-from .classes import classes_of, first
+from .classes import classes_of
+from .config_type import found_type, unscoped_name
 from .file import check_file
-from .unread import found_type, is_remote, leaves, unread
+from .unread import is_remote, leaves, unread
 
 #: What mmdet's ``CocoMetric`` gives of boxes and of masks.
 COCO_ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 
 
-def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
+def check_evaluator(evaluator,
+                    name: str = 'evaluator',
+                    dataset: Optional[dict] = None,
+                    content: Optional[dict] = None) -> None:
     """Check that the metrics are for the data.
 
     With annotations of other images than those that are predicted, the AP is
@@ -27,6 +32,9 @@ def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
         evaluator (dict | list[dict]): Config of one or several metrics.
         name (str): Where it stands in the config, for the message.
         dataset (dict, optional): Config of the data set that is evaluated.
+        content (dict, optional): What its annotation file holds, as
+            :func:`~etta_mm.data.check.check_dataset` returns it. Defaults to
+            None, to be read if it is needed.
 
     Raises:
         FileNotFoundError: If a metric's ``ann_file`` is missing.
@@ -49,13 +57,9 @@ def check_evaluator(evaluator, name: str = 'evaluator', dataset=None) -> None:
         if (len(inside) == 1 and isinstance(inside[0], CocoDataset)
                 and _is_a(metric, 'mmdet.CocoMetric')
                 and not metric.get('format_only')):
-            _check_same(metric['ann_file'], inside[0], name)
-            content = read_coco(metric['ann_file'], name)
-            check_annotated(content, inside[0].metainfo['classes'],
-                            metric['ann_file'], name)
-            # pycocotools asks for it where it compares boxes.
-            check_keys(content, 'annotations', ('iscrowd', ),
-                       metric['ann_file'], name)
+            if content is None:
+                content = read_coco(inside[0].ann_file, name)
+            _check_annotations(metric['ann_file'], inside[0], content, name)
 
 
 def check_save_best(hooks: Optional[dict], evaluator,
@@ -100,7 +104,7 @@ def check_save_best(hooks: Optional[dict], evaluator,
 
 def _names(metric: dict) -> list:
     """What a metric measures, behind its prefix; [''] if it may be anything."""
-    if _is_zoos(metric, 'mmpretrain.Accuracy'):
+    if _is_exactly(metric, 'mmpretrain.Accuracy'):
         thresholds = _listed(metric.get('thrs', 0.))
         several = len(thresholds) > 1
         return [
@@ -109,7 +113,7 @@ def _names(metric: dict) -> list:
             for k in _listed(metric.get('topk', 1))
             for threshold in thresholds
         ]
-    if _is_zoos(metric, 'mmdet.CocoMetric') and not metric.get('classwise'):
+    if _is_exactly(metric, 'mmdet.CocoMetric') and not metric.get('classwise'):
         kinds = _listed(metric.get('metric', 'bbox'))
         items = metric.get('metric_items') or COCO_ITEMS
         if {'bbox', 'segm'}.issuperset(kinds):
@@ -128,8 +132,7 @@ def _listed(value) -> list:
 
 def _is_plain(cfg: Optional[dict], default: str) -> bool:
     """Whether a config has no type or mmengine's ``default``."""
-    kind = (cfg or {}).get('type', default)
-    return getattr(kind, '__name__', kind).rpartition('.')[2] == default
+    return unscoped_name(cfg) in ('', default)
 
 
 def _metrics(evaluator) -> list:
@@ -141,7 +144,7 @@ def _metrics(evaluator) -> list:
                                          (list, tuple)) else [evaluator]
 
 
-def _is_zoos(metric: dict, name: str) -> bool:
+def _is_exactly(metric: dict, name: str) -> bool:
     return found_type(metric, METRICS) is found_type(dict(type=name), METRICS)
 
 
@@ -161,21 +164,24 @@ def _check_topk(metric, classes, name: str) -> None:
     if most > len(classes):
         raise ValueError(
             f'{name}.topk={topk} asks for the {most} best of {len(classes)} '
-            f'classes ({first(classes)}). Set it to at most {len(classes)}, '
+            f'classes ({listing(classes)}). Set it to at most {len(classes)}, '
             'such as (1, ).')
 
 
-def _check_same(path: str, dataset: CocoDataset, name: str) -> None:
-    if osp.samefile(path, dataset.ann_file):
-        return
-    difference = _difference(
-        read_coco(path, name), read_coco(dataset.ann_file, name),
-        dataset.metainfo['classes'])
-    if difference is not None:
-        raise ValueError(
-            f'{name}.ann_file={path!r} annotates other data than what is '
-            f'evaluated, {dataset.ann_file!r}: {difference}. Set {name}.'
-            'ann_file to the latter, or the data set to the former.')
+def _check_annotations(path: str, dataset: CocoDataset, content: dict,
+                       name: str) -> None:
+    classes = dataset.metainfo['classes']
+    if not osp.samefile(path, dataset.ann_file):
+        ours, content = content, read_coco(path, name)
+        difference = _difference(content, ours, classes)
+        if difference is not None:
+            raise ValueError(
+                f'{name}.ann_file={path!r} annotates other data than what is '
+                f'evaluated, {dataset.ann_file!r}: {difference}. Set {name}.'
+                'ann_file to the latter, or the data set to the former.')
+    check_annotated(content, classes, path, name)
+    # pycocotools asks for it where it compares boxes.
+    check_keys(content, 'annotations', ('iscrowd', ), path, name)
 
 
 def _difference(theirs: dict, ours: dict, classes) -> Optional[str]:
@@ -187,12 +193,12 @@ def _difference(theirs: dict, ours: dict, classes) -> Optional[str]:
             names = [f'{file} (id {id})'
                      for id, file in sorted(here - there, key=str)]
             return (f'{len(names)} of {len(here)} images are in the {side} '
-                    f'only: {first(names)}')
+                    f'only: {listing(names)}')
     names = [[item['name'] for item in content['categories']
               if item['name'] in classes] for content in (theirs, ours)]
     if names[0] != names[1]:
-        return (f'the former has the classes {first(names[0])}, the latter '
-                f'{first(names[1])}')
+        return (f'the former has the classes {listing(names[0])}, the latter '
+                f'{listing(names[1])}')
     # Files of a split are often numbered from 0, so names say little.
     boxes = [{(item['image_id'], *item.get('bbox', ()))
               for item in content.get('annotations', ())}

@@ -4,7 +4,8 @@ from typing import Iterator, Tuple
 
 from mmpretrain.datasets import CustomDataset
 
-from .classes import (are_texts, classes_key, classes_of, first, folders_of,
+from ..listing import listing
+from .classes import (are_texts, classes_key, classes_of, folders_of,
                       num_labels)
 from .unread import leaves, unread
 
@@ -47,7 +48,7 @@ def check_num_classes(model: dict, dataset: dict,
                     f'{labels}, or correct the file.')
             if classes and number != len(classes):
                 raise ValueError(
-                    f'{where} has {len(classes)} classes ({first(classes)}), '
+                    f'{where} has {len(classes)} classes ({listing(classes)}), '
                     f'and {head}.num_classes is {number}. Set {head}.'
                     f'num_classes={len(classes)}, or {where}.'
                     f'{classes_key(leaf)} to the {number} names that the '
@@ -78,7 +79,7 @@ def check_one_hot(cfg: dict, dataset: dict, name: str = 'dataset') -> None:
         classes = classes_of(unread(leaf, where))
         if classes and len(classes) != number:
             raise ValueError(
-                f'{where} has {len(classes)} classes ({first(classes)}), and '
+                f'{where} has {len(classes)} classes ({listing(classes)}), and '
                 f'{key}.num_classes is {number}. Set {key}.num_classes='
                 f'{len(classes)}: labels are mixed as one number for each')
 
@@ -119,7 +120,7 @@ def check_same_classes(train: dict, val: dict) -> None:
                     'stay), with those added that it lacks')
                 raise ValueError(
                     f'{here} and {there} have other classes: '
-                    f'{first(differ) or "the order differs"}. Labels follow '
+                    f'{listing(differ) or "the order differs"}. Labels follow '
                     f'the order of the {remedy}')
 
 

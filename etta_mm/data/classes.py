@@ -6,13 +6,8 @@ from mmengine.fileio import list_from_file
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.datasets.custom import find_folders
 
+from ..listing import listing
 from .unread import leaves, unread
-
-
-def first(names: List[str], number: int = 3) -> str:
-    """The first names of a list, for a message."""
-    more = ', ...' if len(names) > number else ''
-    return ', '.join(map(str, names[:number])) + more
 
 
 def classes_key(dataset: dict) -> str:
@@ -132,8 +127,8 @@ def check_classes(classes: Sequence[str],
     if missing:
         raise ValueError(
             f'{name}: {source} lacks {len(missing)} of the {len(classes)} '
-            f'classes: {first(missing)}. It has {len(found)}: '
-            f'{first(found, 40)}. ' +
+            f'classes: {listing(missing)}. It has {len(found)}: '
+            f'{listing(found, 40)}. ' +
             (f'Set {name}.{key} to the classes of the training, and add to '
              '`categories` of the file what it lacks of them.'
              if is_evaluated else
@@ -144,8 +139,8 @@ def check_classes(classes: Sequence[str],
     if used != list(classes):
         raise ValueError(
             f'{name}: {source} has the classes in another order or twice: '
-            f'{first(used, 40)}; given: {first(classes, 40)}. Labels follow '
-            'the order of the source' +
+            f'{listing(used, 40)}; given: {listing(classes, 40)}. Labels '
+            'follow the order of the source' +
             (f', and must be those of the training: set {name}.{key} to its '
              'classes, and reorder `categories` in the file to be the same '
              '(their ids may stay).' if is_evaluated else

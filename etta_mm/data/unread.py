@@ -1,13 +1,16 @@
 """The data sets that a config names, with their paths joined and no file read.
 """
 import os.path as osp
+from contextlib import suppress
 from itertools import chain
 from typing import Iterator, Optional, Sequence, Tuple
 
 from mmdet.datasets import CocoDataset
 from mmengine.dataset import BaseDataset
-from mmengine.registry import DATASETS, Registry
+from mmengine.registry import DATASETS
 from mmpretrain.datasets import CustomDataset
+
+from .config_type import found_type
 
 #: Keys of mmdet 2.x's data sets, and how they are written now.
 OLD_KEYS = dict(
@@ -61,13 +64,15 @@ def unread(dataset: dict, name: str = 'dataset') -> Optional[BaseDataset]:
         return None
     _check_named_classes(dataset, name)
     kwargs = {k: v for k, v in dataset.items() if k not in ('type', '_scope_')}
+    kwargs.update(pipeline=[], lazy_init=True)
+    if not _is_zoos(host):
+        # It may need what is not there before the data is read.
+        with suppress(Exception):
+            return host(**kwargs)
+        return None
     try:
-        return host(**{**kwargs, 'pipeline': [], 'lazy_init': True})
-    except Exception as error:
-        if not _is_zoos(host):
-            return None  # it may need what is not there before the data is read
-        if not isinstance(error, TypeError):
-            raise
+        return host(**kwargs)
+    except TypeError as error:
         if 'unexpected keyword argument' not in str(error):
             raise
         now = [
@@ -91,20 +96,6 @@ def _check_named_classes(dataset: dict, name: str) -> None:
             f'{name}: classes is {classes!r}, but must be a tuple of names '
             f'(for one class write ({classes!r}, )) or a text file that '
             'exists, one name a line.')
-
-
-def found_type(cfg: dict, registry: Registry) -> Optional[type]:
-    """The type that a config names; None if there is none of that name.
-
-    Args:
-        cfg (dict): The config of a data set or a metric.
-        registry (Registry): mmengine's own, of which the others are children.
-    """
-    found = cfg.get('type')
-    if isinstance(found, str):
-        with registry.switch_scope_and_registry(None) as current:
-            found = current.get(found)
-    return found
 
 
 def is_remote(cfg: dict) -> bool:

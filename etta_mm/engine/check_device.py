@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from torch import nn
 
-from .config import type_name
+from ..data.config_type import unscoped_name
 
 
 def check_device(model: nn.Module, cfg: Config) -> None:
@@ -64,7 +64,7 @@ def _is_focal_op(module: nn.Module) -> bool:
 
 def _check_precision(model: nn.Module, cfg: Config) -> None:
     wrapper = cfg.get('optim_wrapper') or {}
-    if (type_name(wrapper) != 'AmpOptimWrapper'
+    if (unscoped_name(wrapper) != 'AmpOptimWrapper'
             or wrapper.get('dtype') != 'bfloat16'):
         return
     for module in _ops(model):

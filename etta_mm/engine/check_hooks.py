@@ -5,7 +5,7 @@ from mmengine.config import Config
 from torch import nn
 
 from ..checkpoints.tuned_checkpoint import tuned_roots
-from .config import unscoped_name
+from ..data.config_type import unscoped_name
 
 #: Hooks that break a tuned model in several processes, by name, and why.
 SYNCHRONISERS = dict(

@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import ImageClassifier
 
-from ..data.unread import found_type
+from ..data.config_type import found_type
 
 
 def check_hosts(cfg: Config) -> None:

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import Optional, Sequence
 
 from mmengine.config import Config
-from mmengine.model import BaseTTAModel
+from mmengine.model import BaseTTAModel, PretrainedInit
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 from torch import nn
@@ -16,23 +16,24 @@ from ..checkpoints.new_parts import drop_new
 from ..checkpoints.training_state import NEEDED
 from ..checkpoints.tuned_checkpoint import tuned_roots
 from ..checkpoints.tuned_file import plain_metainfo
-from ..checkpoints.tuned_fit import check_classes
+from ..checkpoints.tuned_fit import check_trained_classes
 from ..data.classes import common_classes
 from ..layers.frozen import FrozenStatistics
+from ..listing import listing
 from ..tuners import Tuner
 from .check_device import check_device
 from .check_hooks import check_hooks
 from .check_host import check_hosts
 from .check_strategy import check_strategy
-from .config import type_name
 from .launch import is_first_of_machine
 from .meta_model import build_on_meta
 from .user_error import is_ours, message
 
 UNCHECKED = ('model and checkpoint are not compared before the run, which takes '
              'a model without its numbers: {}')
-#: Types of ``init_cfg`` that load a checkpoint, by name and by class.
-LOADED = {'Pretrained', 'PretrainedInit'}
+#: Types of ``init_cfg`` that load a checkpoint, after all others. With a scope
+#: before the name, what is loaded is drawn anew by the parts of the module.
+LOADED = ('Pretrained', PretrainedInit)
 #: Switches of mmengine that break a tuned model, and why.
 SWITCHES = dict(
     activation_checkpointing=(
@@ -151,7 +152,7 @@ def _check_switches(model: nn.Module, cfg: Config) -> None:
     if kind and frozen:
         raise ValueError(
             f'sync_bn={kind!r} would put norms with moving statistics '
-            f'in the place of {len(frozen)} frozen ones ({frozen[0]}, ...). '
+            f'in the place of {len(frozen)} frozen ones ({listing(frozen)}). '
             'Leave it out: what is frozen needs no synchronising.')
     for key, why in SWITCHES.items():
         value = cfg.get(key) or strategy.get(key)
@@ -190,7 +191,7 @@ def _check_base(model: nn.Module,
             _check_complete(model, absent.missing_keys)
             # mmdet 2.x has no dataset_meta, but CLASSES, in other spellings
             meta = (checkpoint.get('meta') or {}).get('dataset_meta')
-            check_classes(model, dict(info=dict(
+            check_trained_classes(model, dict(info=dict(
                 dataset_meta=plain_metainfo(meta))), classes, 'it')
     except Exception as error:
         if is_whole:
@@ -249,7 +250,7 @@ def _check_complete(model: nn.Module, missing: list) -> None:
 def _warn_of_no_base(model: nn.Module) -> None:
     loaded = tuple(
         f'{name}.' if name else '' for name, module in model.named_modules()
-        if LOADED & _init_types(module))
+        if _loads(module))
     random = [
         name for name, parameter in model.named_parameters()
         if not (parameter.requires_grad or name.startswith(loaded))
@@ -263,12 +264,10 @@ def _warn_of_no_base(model: nn.Module) -> None:
             '--cfg-options load_from=FILE.')
 
 
-def _init_types(module: nn.Module) -> set:
+def _loads(module: nn.Module) -> bool:
     cfgs = getattr(module, 'init_cfg', None) or []
-    return {
-        type_name(cfg)
-        for cfg in (cfgs if isinstance(cfgs, (list, tuple)) else [cfgs])
-    }
+    return any(isinstance(cfg, dict) and cfg.get('type') in LOADED for cfg in (
+        cfgs if isinstance(cfgs, (list, tuple)) else [cfgs]))
 
 
 def _raise_ours(error: Exception, what: str) -> None:

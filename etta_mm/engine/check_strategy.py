@@ -5,7 +5,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from .config import unscoped_name
+from ..data.config_type import unscoped_name
 from .launch import num_processes
 
 WHOLE = ('{}; leave out runner_type and strategy for this (the config without '
@@ -25,8 +25,8 @@ def check_strategy(cfg: Config, is_tuned: bool) -> None:
     Raises:
         ValueError: If the run would ignore it, or it would not work.
     """
-    runner = cfg.get('runner_type')
-    flexible = getattr(runner, '__name__', runner) == 'FlexibleRunner'
+    runner = unscoped_name(dict(type=cfg.get('runner_type')))
+    flexible = runner == 'FlexibleRunner'
     strategy = cfg.get('strategy')
     if strategy is not None and not flexible:
         raise ValueError(

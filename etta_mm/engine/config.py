@@ -1,5 +1,4 @@
-"""What a config says, by name or in Python style by class, and options over it.
-"""
+"""Options of the command line over a config."""
 import difflib
 import inspect
 from typing import Optional
@@ -17,21 +16,6 @@ READ_KEYS = {
     'tta_pipeline'
 }.union(*(inspect.signature(runner).parameters
           for runner in (Runner, FlexibleRunner))) - {'cfg'}
-
-
-def type_name(cfg) -> Optional[str]:
-    """The name of the ``type`` of ``cfg``; None if it is no config or has none.
-
-    ``type='AmpOptimWrapper'`` and ``type=AmpOptimWrapper`` are the same to
-    mmengine.
-    """
-    found = cfg.get('type') if isinstance(cfg, dict) else None
-    return getattr(found, '__name__', found)
-
-
-def unscoped_name(cfg) -> str:
-    """The same without a scope (``mmdet.``); '' where there is no type."""
-    return (type_name(cfg) or '').rpartition('.')[2]
 
 
 def merge_options(cfg: Config, options: Optional[dict]) -> None:

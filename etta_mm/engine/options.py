@@ -17,7 +17,6 @@ Source: mmdet 3.5.1 (OneDL) `tools/train.py`, `tools/test.py`; mmpretrain 1.3.6
 (OneDL) `tools/train.py`, `tools/test.py`.
 """
 import argparse
-import difflib
 import os
 import os.path as osp
 from pathlib import Path
@@ -35,9 +34,10 @@ from ..data.check import check_dataset
 from ..data.check_evaluator import check_evaluator, check_save_best
 from ..data.check_num_classes import (check_num_classes, check_one_hot,
                                       check_same_classes)
-from ..data.file import check_file, check_folder_writable
+from ..data.config_type import unscoped_name
+from ..data.file import check_config, check_file, check_folder_writable
 from .check_model import check_model
-from .config import merge_options, type_name
+from .config import merge_options
 from .launch import RANK_VARIABLES, is_first_of_machine
 from .task import draw, dump_predictions, set_loaders
 
@@ -81,9 +81,9 @@ def load_config(args: argparse.Namespace) -> Config:
 
     Raises:
         FileNotFoundError: If there is no such config.
-        ValueError: If the launcher has not started this process.
+        ValueError: If it is none, or the launcher has not started this process.
     """
-    _check_config(args.config)
+    check_config(args.config)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     absent = [
         variable for variable in RANK_VARIABLES.get(args.launcher, ())
@@ -198,23 +198,11 @@ def testing_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def _check_config(path: str) -> None:
-    if osp.isfile(path):
-        return
-    found = {*Path('configs').rglob('*.py'), *Path(path).parent.glob('*.py')}
-    stems = {file.stem: str(file) for file in sorted(found)}
-    near = difflib.get_close_matches(Path(path).stem, stems)
-    raise FileNotFoundError(f'The config {path!r} does not exist. ' + (
-        f'Near it: {", ".join(stems[stem] for stem in near)}.' if near else
-        f'No name in {str(Path(path).parent)!r} or below configs/ is like '
-        'it.') + ' Give one that exists, seen from the current folder.')
-
-
 def _set_precision(cfg: Config, amp: bool) -> None:
     if amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if type_name(cfg.get('optim_wrapper')) == 'AmpOptimWrapper' \
+    if unscoped_name(cfg.get('optim_wrapper')) == 'AmpOptimWrapper' \
             and get_device() not in AMP_DEVICES:
         raise ValueError(
             'Automatic mixed precision (--amp, or optim_wrapper.type='
@@ -286,13 +274,15 @@ def _check_data(cfg: Config, *splits: str) -> None:
             datasets[split] = dataset = (
                 loader.get('dataset') if isinstance(loader, dict) else None)
             name = f'{split}_dataloader.dataset'
-            check_dataset(dataset, name)
+            content = check_dataset(dataset, name)
             if split in compared:
                 check_num_classes(model, dataset, name)
             if split == 'train':
                 check_one_hot(cfg, dataset, name)
             check_evaluator(
-                cfg.get(f'{split}_evaluator'), f'{split}_evaluator', dataset)
+                cfg.get(f'{split}_evaluator'), f'{split}_evaluator', dataset,
+                content)
+            del content  # may be gigabytes, and the next is read now
         if len(splits) > 1:
             check_save_best(*(cfg.get(key) for key in (
                 'default_hooks', 'val_evaluator', 'val_cfg')))

@@ -6,12 +6,13 @@ from typing import Iterator, List
 
 from mmengine.optim import _ParamScheduler
 
+from ..listing import listing
+
 #: What a parameter group and a schedule are given, not what they count. Of a
 #: schedule's state, the rest moves.
 OF_GROUPS = ('lr', 'weight_decay', 'betas', 'momentum', 'eps')
 MOVING = ('last_step', 'last_epoch', 'last_value', 'base_values', 'best',
           'cooldown_counter', 'num_bad_epochs', 'num_bad_steps')
-MOST = 4  # differences that are written out
 
 
 def differences(runner, checkpoint: dict) -> List[str]:
@@ -95,10 +96,8 @@ def warning(found: List[str]) -> str:
     Args:
         found (list[str]): At least one.
     """
-    more = len(found) - MOST
     return ('A resumed training goes on with the rates and schedules of its '
-            f'checkpoint, not of the config: {"; ".join(found[:MOST])}' +
-            (f' and {more} more' if more > 0 else '') +
+            f'checkpoint, not of the config: {listing(found, 4, "; ")}'
             '. Ends of schedules count iterations of the batch size and the '
             'processes of before. To train on with the settings of the config, '
             'give the checkpoint as load_from, without --resume.')

@@ -27,6 +27,7 @@ from torch.autograd import Variable
 from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 
 from ..layers import transformer_layers
+from ..listing import listing
 
 #: What FSDP puts into the names of the parameters below a unit.
 UNIT = '_fsdp_wrapped_module.'
@@ -125,6 +126,6 @@ class ETFullyShardedDataParallel(MMFullyShardedDataParallel):
         if without:
             raise RuntimeError(
                 f'{len(without)} of {len(self._trained)} trained parameters, '
-                f'of shapes {[tuple(s) for s in without[:3]]}, got no '
+                f'of shapes {listing([tuple(s) for s in without])}, got no '
                 'gradient in this step; train what the loss depends on only')
         all_reduce_params([p.grad for p in self._trained], op='mean')

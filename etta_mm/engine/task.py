@@ -7,7 +7,8 @@ from mmdet.visualization.palette import get_palette
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from ..data.unread import found_type, leaves, unread
+from ..data.config_type import found_type
+from ..data.unread import leaves, unread
 
 DETECTION, CLASSIFICATION = 'mmdet', 'mmpretrain'
 

@@ -9,6 +9,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..checkpoints.fingerprint import (base_dtypes, fingerprint,
                                        tensors_fingerprint)
+from ..listing import listing
 from ..tuners import Tuner
 from .feature_cache import FeatureCache
 from .image_hash import image_hashes
@@ -170,11 +171,10 @@ def check_cacheable(model: nn.Module) -> None:
             ('dropout or random depth', [
                 n for n, m in part.named_modules() if _draws(m)])):
             if names:
-                shown = ', '.join(f'{name}.{n}' for n in names[:3])
-                more = f' and {len(names) - 3} more' if names[3:] else ''
+                shown = listing([f'{name}.{n}' for n in names])
                 raise ValueError(
                     f'the {name} of {type(model).__name__} holds {what} '
-                    f'({shown}{more}), so its features change during training '
+                    f'({shown}), so its features change during training '
                     f'and cannot be cached. {ADVICE}')
 
 

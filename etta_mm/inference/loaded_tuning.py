@@ -10,6 +10,7 @@ from ..checkpoints.tuned_checkpoint import load_tuned
 from ..checkpoints.tuned_file import read_tuned
 from ..layers.derived import own_class
 from ..layers.sublayer import TunedSublayer
+from ..listing import listing
 
 
 @dataclass
@@ -97,8 +98,8 @@ def _check_modules(base: nn.Module, modules: Dict[str, nn.Module]) -> None:
         if differ:
             raise ValueError(
                 f'{path} and what should stand in for it have not the same '
-                f'tensors: {len(differ)} are in one only, such as '
-                f'{differ[:3]}; only sizes may differ')
+                f'tensors: {len(differ)} are in one only, '
+                f'{listing(differ)}; only sizes may differ')
 
 
 def _copy(base: nn.Module, tensors: Dict[str, Tensor],
@@ -149,9 +150,9 @@ def _fill(module: nn.Module, stood_for: nn.Module, path: str,
             absent.append(key)
     if absent:
         raise ValueError(
-            f'the file has no values for {absent[:3]} of {path}, and those of '
-            'the base are of other sizes; give a module that is not on the '
-            'meta device')
+            f'the file has no values for {listing(absent)} of {path}, and '
+            'those of the base are of other sizes; give a module that is not '
+            'on the meta device')
 
 
 def _tensors(module: nn.Module) -> Dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 
+from ..listing import listing
 from ..tuners import Tuner
 
 #: What a pre-training leaves in its checkpoint (DINOv2's, BEiT's) and no forward
@@ -93,7 +94,7 @@ def check_state_dict(module: nn.Module, state_dict: dict, prefix: str, *args,
         raise KeyError(
             f'the checkpoint holds only {len(ours) - len(absent)} of the '
             f'{len(ours)} tensors of the tuners; it lacks '
-            f'{_listing(absent)}. It comes from another tuning: load it into '
+            f'{listing(absent)}. It comes from another tuning: load it into '
             'a model with that one, or take the base checkpoint')
     shapes = [(key, tuple(loaded[prefix + key].shape),
                tuple(expected[key].shape)) for key in expected
@@ -106,7 +107,7 @@ def check_state_dict(module: nn.Module, state_dict: dict, prefix: str, *args,
     if wrong:
         raise ValueError(
             f'{len(wrong)} tensors of the checkpoint have another shape than '
-            f'{type(module).__name__}: {_listing(wrong)}. Take the checkpoint '
+            f'{type(module).__name__}: {listing(wrong)}. Take the checkpoint '
             'of this architecture; only what train names may differ')
     module.tuners_loaded = bool(ours) and not absent
     module.other_shapes = shapes
@@ -166,10 +167,10 @@ def _describe(module: nn.Module, missing: List[str], unexpected: List[str],
     text = (f'this is no checkpoint of the base of {type(module).__name__}: '
             f'of its {total} tensors {len(missing)} are missing')
     if missing:
-        text += f' ({_listing(missing)})'
+        text += f' ({listing(missing)})'
     text += f', and {len(unexpected)} belong to nothing in the model'
     if unexpected:
-        text += f' ({_listing(unexpected)})'
+        text += f' ({listing(unexpected)})'
     if missing and unexpected:
         near = get_close_matches(missing[0], unexpected, n=1)
         if near:
@@ -180,11 +181,6 @@ def _describe(module: nn.Module, missing: List[str], unexpected: List[str],
         parts = list(dict.fromkeys(key.rpartition('.')[0] or key
                                    for key in missing))
         text += ('. If these are new in this model, have them trained: name '
-                 f'{_listing(parts)} in train of the tuning')
+                 f'{listing(parts)} in train of the tuning')
     return text + ('. Give the checkpoint of this very architecture as '
                    'load_from; tuned-only files are loaded with load_tuned')
-
-
-def _listing(names: List[str], most: int = 3) -> str:
-    more = len(names) - most
-    return ', '.join(names[:most]) + (f' and {more} more' if more > 0 else '')

@@ -6,7 +6,7 @@ import pytest
 
 from etta_mm.benchmark.cases import CASES, Case
 from etta_mm.benchmark.methods import METHODS, methods_of
-from etta_mm.benchmark.report import (markdown, ratios, summarise,
+from etta_mm.benchmark.report import (markdown, ratios, summarize,
                                       write_report)
 
 SHIPPED = Path(__file__).parents[2] / 'docs/evidence/benchmark'
@@ -35,7 +35,7 @@ def run(method: str, forward, **kwargs) -> dict:
 
 def test_the_median_is_that_of_all_steps_of_all_rounds():
     runs = [run('etta', [1., 1., 9.]), run('etta', [3., 3.])]
-    found = summarise(runs, batch=4)['vit_b16']['etta']
+    found = summarize(runs, batch=4)['vit_b16']['etta']
     assert found['forward_s'] == 3.
     assert found['step_s'] == 4.
     assert found['images_per_s'] == 1.
@@ -79,7 +79,7 @@ def test_the_ratios_are_those_of_etta_to_the_others():
             }),
         dict(case='vit_b16', method='floor', error='out of memory')
     ]
-    found = summarise(runs, batch=4)
+    found = summarize(runs, batch=4)
     assert ratios('vit_b16', found['vit_b16']) == [
         'vit_b16', '0.50', '', '', '0.25', '', '0.50', '0.25', '0.50',
         '1.25'
@@ -92,7 +92,7 @@ def test_etta_with_fast_sampling_has_a_row_of_its_own():
         run('full', [7.]), run('floor', [7.]), run('etta', [7.]),
         run('floor_fast_cpu', [1.]), run('etta_fast_cpu', [3.])
     ]
-    text = markdown(summarise(runs, batch=4), SETTINGS)
+    text = markdown(summarize(runs, batch=4), SETTINGS)
     assert '| vit_b16 | 1.00 | 1.00 |' in text
     assert '| vit_b16_fast_cpu | 0.50 | 2.00 |' in text
 

@@ -228,7 +228,7 @@ def test_missing_images_are_counted_and_the_first_three_named(coco, tmp_path):
     with pytest.raises(
             FileNotFoundError,
             match=r'5 of the 6 images.*gone_000001\.jpg, gone_000002\.jpg, '
-            r'gone_000003\.jpg, \.\.\.\. Set'):
+            r'gone_000003\.jpg and 2 more\. Set'):
         check_dataset(bad)
 
 
@@ -747,6 +747,17 @@ def test_annotations_of_the_data_pass_under_any_name(coco, tmp_path):
     for path in (own, link, changed):
         check_evaluator(metric(path), 'x', coco)
         check_evaluator(metric(path), 'x', dict(dataset=coco))
+
+
+def test_annotations_to_compare_are_read_once(coco, tmp_path, monkeypatch):
+    other = with_annotations(coco, tmp_path / 'other.json',
+                             annotations_of(coco))['ann_file']
+    load, read = json.load, []
+    monkeypatch.setattr(
+        json, 'load', lambda file: read.append(file.name) or load(file))
+    check_evaluator(metric(other), 'x', coco)
+    own = str(Path(coco['data_root']) / coco['ann_file'])
+    assert sorted(read) == sorted([other, own])
 
 
 @pytest.mark.parametrize('change, words', [

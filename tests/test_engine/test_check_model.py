@@ -211,11 +211,16 @@ def test_a_model_that_cannot_be_checked_is_warned_of():
         check_model(cfg)
 
 
-def test_types_may_be_classes(monkeypatch):
-    cfg = config('deformable', type=AmpOptimWrapper, dtype='bfloat16')
+@pytest.mark.parametrize(
+    'wrapper', [AmpOptimWrapper, 'mmengine.AmpOptimWrapper'])
+def test_a_wrapper_may_be_a_class_or_have_a_scope(wrapper, monkeypatch):
+    cfg = config('deformable', type=wrapper, dtype='bfloat16')
     see_gpu(monkeypatch)
     with pytest.raises(ValueError, match="dtype='bfloat16'"):
         check_model(cfg)
+
+
+def test_an_init_may_be_a_class():
     cfg = tuned()
     cfg.model.init_cfg = dict(type=PretrainedInit, checkpoint='x.pth')
     with warnings.catch_warnings():

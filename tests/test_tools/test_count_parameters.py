@@ -55,12 +55,15 @@ def test_the_bottleneck_it_finds_trains_the_percentage_when_it_is_set(
 
 
 @pytest.mark.parametrize('args, words', [
-    (['no/such.py'], 'does not exist'),
+    (['configs/et_detr_r50_coc.py'], 'Near it: configs/etta/et_detr_r50_coco'),
+    (['configs/etta'], 'is a folder'),
+    (['README.md'], 'is no config'),
     ([CONFIG, '--percent', 0.5, '--num-prefix', 50], 'least possible is'),
     ([CONFIG, '--percent', 5, '--num-prefix', -1], 'at least 0'),
     ([WITHOUT_ADAPTERS, '--percent', 5, '--num-prefix', 0], 'ParallelAdapter'),
 ])
-def test_what_cannot_be_is_one_message(args, words):
+def test_what_cannot_be_is_one_message(args, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as error:
         count(*args)
     assert str(error.value).startswith('count_parameters.py: error: ')

@@ -1,4 +1,5 @@
 """Options mean what mmdet's users expect, and what cannot be is one message."""
+import json
 import os
 import re
 import shutil
@@ -103,6 +104,14 @@ def test_a_config_that_does_not_exist_names_those_like_it(
         check_train(config.with_name('tinyy.py'))
     with pytest.raises(FileNotFoundError, match='No name'):
         check_train('xyzzy.py')
+
+
+def test_what_is_no_config_is_not_said_to_be_missing(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ValueError, match="'configs/glyphs' is a folder"):
+        check_train('configs/glyphs')
+    with pytest.raises(ValueError, match="'README.md' is no config"):
+        check_train('README.md')
 
 
 def test_the_tools_end_with_one_message_and_no_traceback(tmp_path):
@@ -336,7 +345,9 @@ def test_load_from_that_does_not_exist_is_an_error(config, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason='needs a CPU only')
 def test_amp_without_a_gpu_is_an_error(config, tmp_path):
     for given in (['--amp'],
-                  ['--cfg-options', 'optim_wrapper.type=AmpOptimWrapper']):
+                  ['--cfg-options', 'optim_wrapper.type=AmpOptimWrapper'],
+                  ['--cfg-options',
+                   'optim_wrapper.type=mmengine.AmpOptimWrapper']):
         with pytest.raises(ValueError, match="--amp.*'cpu'.*cuda"):
             check_train(config, '--work-dir', tmp_path, *given)
 
@@ -413,6 +424,17 @@ def test_bad_data_of_each_split_is_found_by_the_tool_that_reads_it(
     # Training does not read the test set.
     check_train(config, '--work-dir', tmp_path, '--cfg-options',
                 'test_dataloader.dataset.ann_file=gone.json')
+
+
+def test_each_annotation_file_is_read_once(config, tmp_path, monkeypatch):
+    load, read = json.load, []
+    monkeypatch.setattr(
+        json, 'load', lambda file: read.append(file.name) or load(file))
+    cfg = check_train(config, '--work-dir', tmp_path)
+    assert cfg.val_evaluator.type.endswith('CocoMetric')
+    assert sorted(read) == sorted(
+        os.path.join(loader.dataset.data_root, loader.dataset.ann_file)
+        for loader in (cfg.train_dataloader, cfg.val_dataloader))
 
 
 def test_only_the_first_process_of_a_machine_checks_the_data(

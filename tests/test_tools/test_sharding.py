@@ -215,8 +215,10 @@ def test_a_model_without_a_frozen_part_is_refused():
         ETFullyShardedDataParallel(torch.nn.Linear(2, 2))
 
 
-def test_a_runner_may_be_named_by_its_class(monkeypatch):
-    cfg = Config(dict(FSDP, launcher='pytorch', runner_type=FlexibleRunner))
+@pytest.mark.parametrize('runner', [FlexibleRunner, 'mmengine.FlexibleRunner'])
+def test_a_runner_may_be_named_by_its_class_or_with_a_scope(
+        runner, monkeypatch):
+    cfg = Config(dict(FSDP, launcher='pytorch', runner_type=runner))
     check_strategy(cfg, is_tuned=True)
 
 
