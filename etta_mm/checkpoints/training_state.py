@@ -24,7 +24,6 @@ from .tuned_checkpoint import tuned_state_dict
 from .tuned_file import STATE_KEY, checksum, read_tensors
 
 STATE_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # 1 has no checksums
 CHECKSUM_KEY = 'etta_mm_training_sha256'
 #: What the Runner cannot resume without.
 NEEDED = ('meta', 'message_hub', 'optimizer')
@@ -102,14 +101,12 @@ def load_training_state(path, model: nn.Module,
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f'{path} is no training state; TunedCheckpointHook '
                          'writes it beside a tuned checkpoint') from error
-    if type(version) is not int or version not in READABLE_VERSIONS:
+    if type(version) is not int or version != STATE_VERSION:
         raise ValueError(
-            f'{path} has version {version!r:.20}, and versions '
-            f'{", ".join(map(str, READABLE_VERSIONS))} are read here; update '
-            'etta_mm')
-    stated = header.get(CHECKSUM_KEY)
-    if (stated is not None or version > 1) and (
-            stated != checksum(header[STATE_KEY])
+            f'{path} has version {version!r:.20}, and version {STATE_VERSION} '
+            'is read here; update etta_mm, or read an older file with the '
+            'etta_mm that wrote it')
+    if (header.get(CHECKSUM_KEY) != checksum(header[STATE_KEY])
             or data.get('tensors_fingerprint') != tensors_fingerprint(tensors)):
         raise ValueError(f'{path} is not what was saved: a checksum differs. '
                          'Take an intact copy')

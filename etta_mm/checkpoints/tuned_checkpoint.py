@@ -227,9 +227,10 @@ def load_tuned(model: nn.Module,
         # base there, the fingerprint of the base says.
         expected.update(
             {key: state[key] for key in tensors if key in state})
-        # Files of before have some buffers of what is trained in their base.
+        # What is trainable here and was frozen there, such as a head, is part
+        # of the base there, and has to be the same here.
         for key in set(expected) - set(tensors):
-            if key in metadata.get('base_hashes', ()):
+            if key in metadata['base_hashes']:
                 del expected[key]
         check_tensors(expected, tensors, path)
         _give_memory(model)

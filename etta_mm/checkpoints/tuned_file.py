@@ -24,7 +24,6 @@ from .atomic import write_atomically
 from .fingerprint import tensors_fingerprint
 
 FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # 1 has one hash of the whole base, and no others
 METADATA_KEY = 'etta_mm'
 CHECKSUM_KEY = 'etta_mm_sha256'
 STATE_KEY = 'etta_mm_training'  # of a training state, which is another file
@@ -90,8 +89,7 @@ def read_tuned(path) -> Tuple[dict, Dict[str, Tensor]]:
             format.
     """
     metadata, tensors = _read(path, with_tensors=True)
-    expected = metadata.get('tensors_fingerprint')
-    if expected is not None and tensors_fingerprint(tensors) != expected:
+    if tensors_fingerprint(tensors) != metadata['tensors_fingerprint']:
         raise ValueError(f'the tensors of {path} are not those that were '
                          'saved: their fingerprint differs. Take an intact '
                          'copy')
@@ -169,17 +167,15 @@ def _read(path, with_tensors: bool):
         raise ValueError(
             f'{path} is a safetensors file without the metadata of a tuned '
             'checkpoint; write tuned checkpoints with save_tuned') from error
-    if type(version) is not int or version not in READABLE_VERSIONS:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise ValueError(
             f'{path} has format version {version!r:.20}, this etta_mm '
-            f'{__version__} reads versions '
-            f'{", ".join(map(str, READABLE_VERSIONS))}; update etta_mm')
-    stated = header.get(CHECKSUM_KEY)
-    if (stated is not None or version > 1) and stated != checksum(
-            header[METADATA_KEY]):
+            f'{__version__} reads version {FORMAT_VERSION}; update etta_mm, or '
+            'read an older file with the etta_mm that wrote it')
+    if header.get(CHECKSUM_KEY) != checksum(header[METADATA_KEY]):
         raise ValueError(f'the metadata of {path} is not what was saved: its '
                          'checksum differs. Take an intact copy')
-    _check_metadata(metadata, version, path)
+    _check_metadata(metadata, path)
     return metadata, tensors
 
 
@@ -196,16 +192,15 @@ def checksum(text: str) -> str:
     return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
 
 
-def _check_metadata(metadata: dict, version: int, path) -> None:
-    fields = dict(roots=dict, base_fingerprint=str, versions=dict, info=dict)
-    if version > 1:
-        fields.update(
-            base_hashes=dict, base_dtypes=dict, tensors_fingerprint=str)
+def _check_metadata(metadata: dict, path) -> None:
+    fields = dict(
+        roots=dict, base_fingerprint=str, base_hashes=dict, base_dtypes=dict,
+        versions=dict, info=dict, tensors_fingerprint=str)
     for key, kind in fields.items():
         if not isinstance(metadata.get(key), kind):
             _refuse(path, f'{key} is no {kind.__name__}')
     for key in ('base_hashes', 'versions'):
-        for name, value in metadata.get(key, {}).items():
+        for name, value in metadata[key].items():
             if not isinstance(value, str):
                 _refuse(path, f'{key} of {name:.60} is no str')
     if not metadata['roots']:
@@ -225,6 +220,7 @@ def _check_tuning(tuning, path) -> None:
     model, against the shapes of the tensors."""
     if not isinstance(tuning, dict):
         _refuse(path, f'the tuning is no dict but {tuning!r:.60}')
+    tuning.setdefault('conv', [])  # a file may leave it out where it is empty
     for site in SITES:
         tuners = tuning.get(site, [])
         if not isinstance(tuners, list):
