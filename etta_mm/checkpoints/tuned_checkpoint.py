@@ -22,7 +22,8 @@ from ..layers.tuning import rolled_back_on_error
 from ..tuners import Tuner
 from ..version import __version__
 from .fingerprint import SHORT, base_dtypes, base_hashes, fingerprint, fold
-from .tuned_file import read_metadata, read_tuned, write_tuned
+from .sealed_file import TUNED, write_sealed
+from .tuned_file import read_metadata, read_tuned
 from .tuned_fit import (check_base, check_classes, check_patterns,
                         check_tensors, check_tuning)
 from .wrapper import check_names, unwrapped
@@ -138,8 +139,8 @@ def save_tuned(model: nn.Module,
     if state_dict is not None:
         tensors = {name: state_dict[name] for name in names}
     hashes = base_hashes(model, names)
-    return write_tuned(
-        path, tensors,
+    return write_sealed(
+        path, TUNED,
         dict(
             roots={
                 name: dict(host=type(module).__name__, tuning=module.tuning)
@@ -156,7 +157,7 @@ def save_tuned(model: nn.Module,
                 mmengine=mmengine.__version__,
                 mmdet=mmdet.__version__,
                 mmpretrain=mmpretrain.__version__),
-            info=info))
+            info=info), tensors)
 
 
 def _check_known(model: nn.Module) -> None:

@@ -3,6 +3,7 @@ import copy
 import errno
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -518,6 +519,7 @@ def test_an_absurd_size_is_refused_and_no_memory_is_taken(path, size):
     huge(type='os.system'),
     huge(type=['ParallelAdapter']),
     huge(scale=10**400),
+    huge(scale=math.nan),
     huge(scale='a'),
     huge(scale=0),
     huge(dropout=2),
