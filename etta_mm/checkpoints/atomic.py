@@ -84,8 +84,7 @@ def _sweep(folder: Path, owner: str) -> None:
     if os.name != 'posix':
         return
     for entry in os.scandir(folder):
-        found = re.fullmatch(
-            rf'\..+\.{owner}-(\d+)(-[0-9a-f]+)?\.tmp', entry.name)
+        found = re.fullmatch(rf'\..+\.{owner}-(\d+)-[0-9a-f]+\.tmp', entry.name)
         if found and not _is_alive(int(found.group(1))):
             with suppress(FileNotFoundError):  # another writer sweeps, too
                 if time.time() - entry.stat().st_mtime > LEFT_S:

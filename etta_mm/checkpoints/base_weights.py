@@ -33,7 +33,7 @@ from safetensors.torch import save
 from torch import nn
 
 from .atomic import write_atomically
-from .tuned_file import METADATA_KEY, STATE_KEY, read_tensors
+from .sealed_file import STATE, TUNED, read_safetensors
 
 #: torch's own switches, for all of torch.load.
 FORCE_WEIGHTS_ONLY = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
@@ -72,13 +72,13 @@ def load_base(filename: str, map_location=None) -> dict:
     filename = os.path.expanduser(filename)
     if not Path(filename).is_file():
         raise FileNotFoundError(f'{filename} can not be found.')
-    header, tensors = read_tensors(filename)
-    if STATE_KEY in header and METADATA_KEY not in header:
+    header, tensors = read_safetensors(filename)
+    if STATE.key in header:
         raise ValueError(
             f'{filename} is the training state of a tuned checkpoint, for '
             '--resume, and holds no model. Give the file beside it, without '
             '.train in its name')
-    if METADATA_KEY in header:
+    if TUNED.key in header:
         raise ValueError(
             f'{filename} is a tuned checkpoint: without its base it is no '
             f'model. Give both as etta_mm://CONFIG::{filename} (in code '

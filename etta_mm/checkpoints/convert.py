@@ -155,10 +155,10 @@ def description(path) -> List[str]:
     info.pop('dataset_meta', None)
     lines += [f'{key:15} {value}' for key, value in info.items()]
     lines += [f'{k:15} {v}' for k, v in metadata['versions'].items()]
-    hashes = metadata.get('base_hashes', {})
     lines.append(f'base            {metadata["base_fingerprint"]}')
-    lines.append(f'                {len(hashes)} tensors, ' + ', '.join(
-        f'{n} {kind}' for kind, n in metadata.get('base_dtypes', {}).items()))
+    hashes, dtypes = metadata['base_hashes'], metadata['base_dtypes']
+    lines.append(f'                {len(hashes)} tensors, ' +
+                 ', '.join(f'{n} {kind}' for kind, n in dtypes.items()))
     count = sum(tensor.numel() for tensor in tensors.values())
     lines.append(f'tensors         {len(tensors)}, {count:,} numbers, '
                  f'{Path(path).stat().st_size / 1e6:.2f} MB')

@@ -23,8 +23,10 @@ def base_hashes(model: nn.Module, tuned: List[str]) -> Dict[str, str]:
     """
     hashes = {}
     for name, tensor in _base_tensors(model, tuned):
-        digest = hashlib.sha256()
-        _update(digest, name, tensor)
+        if tensor.is_floating_point():
+            tensor = tensor.float()
+        digest = hashlib.sha256(f'{name}{tuple(tensor.shape)}'.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
         hashes[name] = digest.hexdigest()
     return hashes
 
@@ -57,14 +59,6 @@ def tensors_fingerprint(tensors: Dict[str, Tensor]) -> str:
     return fold(hashes)
 
 
-def fingerprint_of_version_1(model: nn.Module, tuned: List[str]) -> str:
-    """The fingerprint that files of format version 1 hold."""
-    digest = hashlib.sha256()
-    for name, tensor in _base_tensors(model, tuned):
-        _update(digest, name, tensor)
-    return digest.hexdigest()
-
-
 def base_dtypes(model: nn.Module, tuned: List[str]) -> Dict[str, int]:
     """How many tensors of the base are of which type, for the reader."""
     counts = {}
@@ -93,13 +87,6 @@ def _base_tensors(model: nn.Module,
         if name not in tuned and tensor.data_ptr() not in ours \
                 and not name.endswith('.num_batches_tracked'):
             yield name, tensor
-
-
-def _update(digest, name: str, tensor: Tensor) -> None:
-    if tensor.is_floating_point():
-        tensor = tensor.float()
-    digest.update(f'{name}{tuple(tensor.shape)}'.encode())
-    digest.update(tensor.cpu().contiguous().numpy().tobytes())
 
 
 def _bits(tensor: Tensor) -> bytes:

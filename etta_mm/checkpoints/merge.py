@@ -67,7 +67,7 @@ def merge_tuning(model: nn.Module) -> Tuple[List[str], Dict[str, List[str]]]:
                     cfg for cfg in root.tuning[site]
                     if MODELS.get(cfg['type']) is not LoRA
                 ]
-                for site in SITES if site in root.tuning
+                for site in SITES
             })
     return list(folded), left
 

@@ -4,10 +4,9 @@
 ``epoch_3.train.safetensors`` what else mmengine's ``epoch_3.pth`` holds and the
 base does not: optimizer, schedulers, message hub, random generators, and of
 averaged weights the raw ones.
-It is safetensors: tensors by number, and the rest as JSON, no pickle; a
-checksum of the JSON, and in it one of the tensors, tell damage.
+It is a sealed file (:mod:`.sealed_file`): tensors by number, and the rest as
+JSON, no pickle.
 """
-import json
 import logging
 from pathlib import Path
 from typing import Dict, List
@@ -15,17 +14,11 @@ from typing import Dict, List
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from .atomic import write_atomically
-from .fingerprint import tensors_fingerprint
+from .sealed_file import STATE, read_sealed, write_sealed
 from .tuned_checkpoint import tuned_state_dict
-from .tuned_file import STATE_KEY, checksum, read_tensors
 
-STATE_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # 1 has no checksums
-CHECKSUM_KEY = 'etta_mm_training_sha256'
 #: What the Runner cannot resume without.
 NEEDED = ('meta', 'message_hub', 'optimizer')
 EMA_PREFIX = 'module.'  # of the averaged model in mmengine's EMAHook
@@ -68,14 +61,9 @@ def save_training_state(path, checkpoint: dict, tuned: List[str],
         }
     tensors = {}
     encoded = _encode(state, tensors, 'checkpoint')
-    text = json.dumps(
-        dict(
-            version=STATE_VERSION,
-            tuned_fingerprint=tuned_fingerprint,
-            tensors_fingerprint=tensors_fingerprint(tensors),
-            checkpoint=encoded))
-    header = {STATE_KEY: text, CHECKSUM_KEY: checksum(text)}
-    return write_atomically(path, save(tensors, header))
+    return write_sealed(
+        path, STATE,
+        dict(tuned_fingerprint=tuned_fingerprint, checkpoint=encoded), tensors)
 
 
 def load_training_state(path, model: nn.Module,
@@ -94,29 +82,11 @@ def load_training_state(path, model: nn.Module,
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, or belongs to another tuned checkpoint.
     """
-    header, tensors = read_tensors(path)
-    try:
-        data = json.loads(header[STATE_KEY])
-        version, belongs = data['version'], data['tuned_fingerprint']
-        encoded = data['checkpoint']
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f'{path} is no training state; TunedCheckpointHook '
-                         'writes it beside a tuned checkpoint') from error
-    if type(version) is not int or version not in READABLE_VERSIONS:
-        raise ValueError(
-            f'{path} has version {version!r:.20}, and versions '
-            f'{", ".join(map(str, READABLE_VERSIONS))} are read here; update '
-            'etta_mm')
-    stated = header.get(CHECKSUM_KEY)
-    if (stated is not None or version > 1) and (
-            stated != checksum(header[STATE_KEY])
-            or data.get('tensors_fingerprint') != tensors_fingerprint(tensors)):
-        raise ValueError(f'{path} is not what was saved: a checksum differs. '
-                         'Take an intact copy')
-    if belongs != tuned_fingerprint:
+    content, tensors = read_sealed(path, STATE)
+    if content.get('tuned_fingerprint') != tuned_fingerprint:
         raise ValueError(f'{path} does not belong to the tuned checkpoint '
                          'beside it: it was saved with other weights')
-    checkpoint = _decode_checked(encoded, tensors, path)
+    checkpoint = _decode_checked(content.get('checkpoint'), tensors, path)
     checkpoint['state_dict'] = {
         name: tensor.detach().clone()
         for name, tensor in model.state_dict().items()
@@ -198,8 +168,7 @@ def _encode(value, tensors: Dict[str, Tensor], where: str):
         }
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
-        tensors[name] = value.detach().cpu().clone(
-            memory_format=torch.contiguous_format)
+        tensors[name] = value
         return {'$tensor': name}
     if isinstance(value, HistoryBuffer):
         log, count = value.data

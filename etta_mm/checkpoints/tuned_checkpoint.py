@@ -22,7 +22,8 @@ from ..layers.tuning import rolled_back_on_error
 from ..tuners import Tuner
 from ..version import __version__
 from .fingerprint import SHORT, base_dtypes, base_hashes, fold
-from .tuned_file import read_tuned, write_tuned
+from .sealed_file import TUNED, write_sealed
+from .tuned_file import read_tuned
 from .tuned_fit import (check_base, check_patterns, check_tensors,
                         check_trained_classes, check_tuning)
 from .wrapper import check_names, unwrapped
@@ -133,8 +134,8 @@ def save_tuned(model: nn.Module,
     if state_dict is not None:
         tensors = {name: state_dict[name] for name in names}
     hashes = base_hashes(model, names)
-    return write_tuned(
-        path, tensors,
+    return write_sealed(
+        path, TUNED,
         dict(
             roots={
                 name: dict(host=type(module).__name__, tuning=module.tuning)
@@ -151,7 +152,7 @@ def save_tuned(model: nn.Module,
                 mmengine=mmengine.__version__,
                 mmdet=mmdet.__version__,
                 mmpretrain=mmpretrain.__version__),
-            info=info))
+            info=info), tensors)
 
 
 def _check_known(model: nn.Module) -> None:
@@ -222,9 +223,10 @@ def load_tuned(model: nn.Module,
         # base there, the fingerprint of the base says.
         expected.update(
             {key: state[key] for key in tensors if key in state})
-        # Files of before have some buffers of what is trained in their base.
+        # What is trainable here and was frozen there, such as a head, is part
+        # of the base there, and has to be the same here.
         for key in set(expected) - set(tensors):
-            if key in metadata.get('base_hashes', ()):
+            if key in metadata['base_hashes']:
                 del expected[key]
         check_tensors(expected, tensors, path)
         _give_memory(model)

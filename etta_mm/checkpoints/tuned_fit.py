@@ -5,8 +5,8 @@ from typing import Dict, List, Optional, Sequence
 
 from torch import Tensor, nn
 
-from ..layers.plan import SITES
-from .fingerprint import SHORT, base_hashes, fingerprint_of_version_1, fold
+from ..layers.plan import KEYS, SITES
+from .fingerprint import SHORT, base_hashes, fold
 from .tuned_file import file_classes
 
 #: Of the patterns in a file: how many, how long, and with how many choices.
@@ -59,16 +59,13 @@ def check_tuning(ours: dict, theirs: dict, name: str, path) -> None:
     Raises:
         ValueError: If they differ; the message names the keys.
     """
-    differ = [
-        key for key in dict.fromkeys([*ours, *theirs])
-        if ours.get(key) != theirs.get(key)
-    ]
+    differ = [key for key in KEYS if ours[key] != theirs[key]]
     if differ:
         raise ValueError(
             f'{path} was trained with another tuning of '
             f'{name or "the model"}: ' +
             '; '.join(
-                f'{key} is {theirs.get(key)} there and {ours.get(key)} here'
+                f'{key} is {theirs[key]} there and {ours[key]} here'
                 for key in differ))
 
 
@@ -116,14 +113,10 @@ def check_base(model: nn.Module, tuned: List[str], metadata: dict,
     Raises:
         ValueError: If it is another; the message names what differs.
     """
-    if metadata['format_version'] == 1:
-        found, detail = fingerprint_of_version_1(model, tuned), ''
-    else:
-        hashes = base_hashes(model, tuned)
-        found, detail = fold(hashes), _differences(hashes,
-                                                   metadata['base_hashes'])
-    if found != metadata['base_fingerprint']:
+    hashes = base_hashes(model, tuned)
+    if fold(hashes) != metadata['base_fingerprint']:
         hosts = ', '.join(r['host'] for r in metadata['roots'].values())
+        detail = _differences(hashes, metadata['base_hashes'])
         raise ValueError(
             f'{path}, of {hosts}, was trained on another base than this '
             f'{type(model).__name__}: the fingerprints of the base weights '
@@ -166,7 +159,7 @@ def check_patterns(tuning: dict, path) -> None:
     """
     patterns = [*tuning['train'], *tuning['where']]
     for site in SITES:
-        for cfg in tuning.get(site, []):
+        for cfg in tuning[site]:
             patterns += cfg.get('where', [])
     if len(patterns) > MAX_PATTERNS:
         raise ValueError(

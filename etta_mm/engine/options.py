@@ -28,8 +28,8 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmengine.runner import find_latest_checkpoint
 
+from ..checkpoints.sealed_file import TUNED, is_sealed
 from ..checkpoints.training_state import state_path
-from ..checkpoints.tuned_file import is_tuned
 from ..data.check import check_dataset
 from ..data.check_evaluator import check_evaluator, check_save_best
 from ..data.check_num_classes import (check_num_classes, check_one_hot,
@@ -245,7 +245,7 @@ def _latest_checkpoint(cfg: Config) -> str:
 def _check_resumable(path: str) -> None:
     """Check that a tuned checkpoint has its training state beside it."""
     check_file(path, 'The checkpoint', 'Give one that exists, as --resume.')
-    if not is_tuned(path):
+    if not is_sealed(path, TUNED):
         raise ValueError(f'--resume {path!r} is no tuned checkpoint. Give '
                          'one, or the .pth that mmengine wrote.')
     state = state_path(path)
@@ -258,7 +258,7 @@ def _check_resumable(path: str) -> None:
 
 def _is_tuned(path: str) -> bool:
     return (path.endswith('.safetensors') and '://' not in path
-            and is_tuned(path))
+            and is_sealed(path, TUNED))
 
 
 def _check_data(cfg: Config, *splits: str) -> None:

@@ -31,7 +31,7 @@ def resume_tuned(runner: Runner, path) -> None:
         ValueError: If it is damaged, or belongs to another checkpoint.
     """
     model = unwrapped(runner.model)
-    fingerprint = read_metadata(path).get('tensors_fingerprint')
+    fingerprint = read_metadata(path)['tensors_fingerprint']
     name = SCHEME + str(Path(path).resolve())
     _put_together[name] = load_training_state(
         state_path(path), model, fingerprint)

@@ -130,7 +130,7 @@ class TrainingStateHook(Hook):
         if 'seed' in getattr(start, 'keywords', {}):
             start.keywords['seed'] = runner.seed
         gradients, scale = self._resumed['gradients'], _gradient_scale(runner)
-        scale /= self._resumed.get('gradient_scale', scale)
+        scale /= self._resumed['gradient_scale']
         for name, parameter in _trained(runner):
             if name in gradients:
                 parameter.grad = scale * gradients[name].to(parameter)

@@ -27,8 +27,7 @@ class FeatureCache:
     """A folder of feature maps, a file for each image.
 
     Several processes may share it: a file appears whole or not at all. A file
-    that was cut short or damaged afterwards counts as missing, and so does one
-    of an earlier version, which holds no checksum.
+    that was cut short or damaged afterwards counts as missing.
 
     Args:
         folder (str | Path): The folder; it is made.

@@ -47,8 +47,7 @@ KEYS = (*SITES, 'train', 'where')
 
 def normalize_tuning(tuning: dict) -> dict:
     """A plain copy of ``tuning`` with every key; ``train`` and ``where`` are
-    lists, the tuners' types names. ``conv`` is there only if it holds a tuner:
-    files that were written before there was one stay as they are."""
+    lists, the tuners' types names."""
     if not isinstance(tuning, dict):
         raise TypeError('a tuning is a dict with the keys ' +
                         f'{", ".join(KEYS)}, not {tuning!r}')
@@ -65,8 +64,6 @@ def normalize_tuning(tuning: dict) -> dict:
         for cfg in plain[key]:
             if 'where' in cfg:
                 cfg['where'] = _patterns('where', cfg['where'])
-    if not plain['conv']:
-        del plain['conv']
     for key in ('train', 'where'):
         plain[key] = _patterns(key, tuning.get(key))
     return plain
@@ -186,7 +183,7 @@ def plan_tuning(model: nn.Module, tuning: dict, trained: List[str]):
             n for n, m in sublayers.items()
             if tuned_class(m).site == site
         ]
-        for cfg in tuning.get(site, []):
+        for cfg in tuning[site]:
             cls = tuner_class(cfg)
             check_site(cls, site)
             patterns = [tuning['where'], cfg.get('where', [])]
@@ -224,7 +221,7 @@ def _check_where(model: nn.Module, tuning: dict, names: List[str]) -> None:
     matches it would go unseen."""
     patterns = list(tuning['where'])
     for site in SITES:
-        for cfg in tuning.get(site, []):
+        for cfg in tuning[site]:
             patterns += cfg.get('where', [])
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in names):

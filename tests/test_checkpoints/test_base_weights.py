@@ -22,7 +22,7 @@ from etta_mm import apply_tuning
 from etta_mm.checkpoints import base_weights, save_base
 from etta_mm.checkpoints.base_weights import allow_pickle
 from etta_mm.checkpoints.convert import build_model
-from etta_mm.checkpoints.tuned_file import STATE_KEY
+from etta_mm.checkpoints.sealed_file import STATE
 
 DIMS = 4
 
@@ -123,7 +123,7 @@ def test_an_address_that_gives_nothing_is_named_with_what_to_do(served, name):
 
 def test_the_state_of_a_training_is_no_base(tmp_path):
     path = tmp_path / 'epoch_1.train.safetensors'
-    save_file(dict(a=torch.ones(1)), path, {STATE_KEY: '{}'})
+    save_file(dict(a=torch.ones(1)), path, {STATE.key: '{}'})
     with pytest.raises(ValueError, match='training state .*without .train'):
         CheckpointLoader.load_checkpoint(str(path))
 

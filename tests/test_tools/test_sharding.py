@@ -20,7 +20,7 @@ from runs import (ROOT, detection_config, fork_tool, load_checkpoint,
 from test_launch import TOLERANCE, TUNING, free_port
 
 from etta_mm.checkpoints import read_metadata, tuned_state_dict
-from etta_mm.checkpoints.tuned_file import read_tensors
+from etta_mm.checkpoints.sealed_file import read_safetensors
 from etta_mm.engine import ETFSDPStrategy, ETFullyShardedDataParallel
 from etta_mm.engine.check_strategy import check_strategy
 from etta_mm.engine.sharding import on_meta
@@ -142,9 +142,9 @@ def test_the_full_checkpoint_is_whole_and_that_of_one_process(runs):
 
 def test_the_tuned_checkpoint_is_whole_and_that_of_one_process(runs):
     two, one = (runs / name / 'epoch_1.safetensors' for name in ('two', 'one'))
-    tensors = read_tensors(two)[1]
+    tensors = read_safetensors(two)[1]
     full = load_checkpoint(runs / 'two/epoch_1.pth')['state_dict']
-    assert tensors.keys() == read_tensors(one)[1].keys()
+    assert tensors.keys() == read_safetensors(one)[1].keys()
     assert all(torch.equal(tensors[name], full[name]) for name in tensors)
     for key in ('roots', 'base_fingerprint', 'base_hashes', 'info'):
         assert read_metadata(two)[key] == read_metadata(one)[key], key
