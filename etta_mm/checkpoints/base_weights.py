@@ -35,6 +35,11 @@ from torch import nn
 from .atomic import write_atomically
 from .sealed_file import STATE, TUNED, read_safetensors
 
+try:
+    from numpy._core import multiarray
+except ImportError:  # NumPy 1
+    from numpy.core import multiarray
+
 #: torch's own switches, for all of torch.load.
 FORCE_WEIGHTS_ONLY = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 FORCE_PICKLE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
@@ -137,15 +142,13 @@ def _statistics_method(owner, name: str) -> Callable:
 def _harmless() -> list:
     """Types that hold data and run nothing: what mmengine's message hub is
     made of, and the options that training scripts keep beside the weights."""
-    core = getattr(np, '_core', None) or np.core
     types = [
         HistoryBuffer, np.ndarray, np.dtype, argparse.Namespace, slice, object,
         (_statistics_method, 'builtins.getattr')
     ]
     for old in ('numpy.core', 'numpy._core'):
-        types += [(core.multiarray._reconstruct,
-                   f'{old}.multiarray._reconstruct'),
-                  (core.multiarray.scalar, f'{old}.multiarray.scalar')]
+        types += [(multiarray._reconstruct, f'{old}.multiarray._reconstruct'),
+                  (multiarray.scalar, f'{old}.multiarray.scalar')]
     kinds = ('bool', 'uint8', 'int32', 'uint32', 'int64', 'uint64', 'float16',
              'float32', 'float64')
     return types + [type(np.dtype(kind)) for kind in kinds]

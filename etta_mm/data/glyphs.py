@@ -25,14 +25,14 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Dict, Iterator, List, Sequence, Tuple
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-CLASSES = tuple('0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ')
+from .glyph_sources import (CLASSES, MASTER_HEIGHT, SPLITS,
+                            handwritten_glyphs, printed_glyphs)
+
 TASKS = ('detection', 'classification')
 DOMAINS = ('printed', 'handwritten')
-SPLITS = ('train', 'val', 'test')
 
 #: Images of the default set, by (task, domain) and in the order of ``SPLITS``.
 DEFAULT_SIZES = {
@@ -44,63 +44,14 @@ DEFAULT_SIZES = {
 #: Side of the square images in pixels, by task.
 IMAGE_SIZES = {'detection': 112, 'classification': 32}
 
-#: Fonts of matplotlib that draw all 36 characters as letters and digits.
-FONTS = ('DejaVuSans', 'DejaVuSans-Bold', 'DejaVuSans-Oblique',
-         'DejaVuSans-BoldOblique', 'DejaVuSansMono', 'DejaVuSansMono-Bold',
-         'DejaVuSansMono-Oblique', 'DejaVuSansMono-BoldOblique', 'DejaVuSerif',
-         'DejaVuSerif-Bold', 'DejaVuSerif-Italic', 'DejaVuSerif-BoldItalic',
-         'STIXGeneral', 'STIXGeneralBol', 'STIXGeneralItalic',
-         'STIXGeneralBolIta', 'cmb10', 'cmr10', 'cmss10', 'cmti10', 'cmtt10')
-
 MAX_ANGLE = 25.  # degrees
 MAX_GLYPHS = 5
 # The alpha at which a pixel counts as part of the glyph, for its box.
 BOX_ALPHA = 64
 MIN_CONTRAST = 60.  # of 255, luma of the glyph against its ground
-MASTER_HEIGHT = 72  # pixels at which the glyphs are held before scaling
 JPEG_QUALITY = 92
 
-# Shares of the handwritten source digits, in the order of SPLITS.
-_SOURCE_SHARES = (0.55, 0.15, 0.30)
 _LUMA = np.array([0.299, 0.587, 0.114])
-
-
-def digit_indices(split: str, seed: int = 0) -> np.ndarray:
-    """Indices into ``sklearn.datasets.load_digits()`` that ``split`` may use.
-
-    The three splits are disjoint and together hold all 1,797 digits.
-    """
-    order = np.random.default_rng([seed, 1797]).permutation(1797)
-    ends = np.rint(np.cumsum(_SOURCE_SHARES) * len(order)).astype(int)
-    return np.split(order, ends[:-1])[SPLITS.index(split)]
-
-
-@lru_cache(maxsize=None)
-def _printed_glyphs() -> Dict[str, List[Image.Image]]:
-    folder = Path(matplotlib.get_data_path()) / 'fonts' / 'ttf'
-    glyphs = {name: [] for name in CLASSES}
-    for font_name in FONTS:
-        font = ImageFont.truetype(
-            str(folder / f'{font_name}.ttf'), MASTER_HEIGHT)
-        for name in CLASSES:
-            left, top, right, bottom = font.getbbox(name)
-            mask = Image.new('L', (right - left, bottom - top))
-            ImageDraw.Draw(mask).text((-left, -top), name, 255, font)
-            glyphs[name].append(mask)
-    return glyphs
-
-
-@lru_cache(maxsize=None)
-def _handwritten_glyphs(split: str, seed: int) -> Dict[str, List[Image.Image]]:
-    from sklearn.datasets import load_digits  # not for those who only train
-    digits = load_digits()
-    glyphs = {name: [] for name in CLASSES}
-    for index in digit_indices(split, seed):
-        pixels = np.rint(digits.images[index] * (255 / 16)).astype(np.uint8)
-        mask = Image.fromarray(pixels).resize(
-            (MASTER_HEIGHT, MASTER_HEIGHT), Image.BICUBIC)
-        glyphs[CLASSES[digits.target[index]]].append(mask)
-    return glyphs
 
 
 @lru_cache(maxsize=None)
@@ -194,9 +145,9 @@ def _write_image(folder: Path, task: str, domain: str, split: str, side: int,
         SPLITS.index(split), index
     ])
     if domain == 'printed':
-        glyphs = _printed_glyphs()
+        glyphs = printed_glyphs()
     else:
-        glyphs = _handwritten_glyphs(split, seed)
+        glyphs = handwritten_glyphs(split, seed)
     names = [name for name in CLASSES if glyphs[name]]
     draw = _draw_detection if task == 'detection' else _draw_classification
     image, truth = draw(rng, glyphs, names, side)

@@ -1,16 +1,20 @@
 """Glyphs: what is written, and that a seed fixes it."""
 import hashlib
 import json
+import shutil
 from itertools import combinations
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from etta_mm.data import CLASSES, make_glyphs
-from etta_mm.data.glyphs import (BOX_ALPHA, DOMAINS, FONTS, MAX_GLYPHS, SPLITS,
-                                 _draw_mask, _printed_glyphs, digit_indices)
+from etta_mm.data.glyph_sources import (FONTS, SPLITS, digit_indices,
+                                        printed_glyphs)
+from etta_mm.data.glyphs import BOX_ALPHA, DOMAINS, MAX_GLYPHS, _draw_mask
 
 NUM_IMAGES = 24
 
@@ -136,7 +140,7 @@ def test_a_smaller_set_written_over_a_larger_one_leaves_nothing(tmp_path):
 
 
 def test_the_box_is_tight_around_the_glyph():
-    masters = _printed_glyphs()
+    masters = printed_glyphs()
     rng = np.random.default_rng(0)
     for name in '1IWQ7':
         mask = _draw_mask(rng, masters[name][0], 48)
@@ -148,10 +152,23 @@ def test_the_box_is_tight_around_the_glyph():
 
 
 def test_every_font_draws_36_different_characters():
-    glyphs = _printed_glyphs()
-    for index in range(len(FONTS)):
+    glyphs = printed_glyphs()
+    for index in range(len(glyphs['0'])):
         drawn = {glyphs[name][index].tobytes() for name in CLASSES}
         assert len(drawn) == len(CLASSES)
+
+
+def test_a_font_that_matplotlib_lacks_is_left_out_and_said(
+        tmp_path, monkeypatch):
+    fonts = Path(matplotlib.get_data_path()) / 'fonts/ttf'
+    there = [name for name in FONTS if (fonts / f'{name}.ttf').exists()]
+    (tmp_path / 'fonts/ttf').mkdir(parents=True)
+    for name in there[1:]:
+        shutil.copy(fonts / f'{name}.ttf', tmp_path / 'fonts/ttf')
+    monkeypatch.setattr(matplotlib, 'get_data_path', lambda: str(tmp_path))
+    with pytest.warns(UserWarning, match=f'lacks {there[0]}'):
+        glyphs = printed_glyphs.__wrapped__()  # whatever is cached
+    assert {len(masks) for masks in glyphs.values()} == {len(there) - 1}
 
 
 @pytest.mark.parametrize('wrong', [
