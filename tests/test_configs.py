@@ -311,7 +311,8 @@ def test_training_starts_from_the_zoos_checkpoint(name):
     if name in WITHOUT_ZOO_WEIGHTS:  # if the zoo gets them, take them
         assert urls == [] and load_from == f'checkpoints/{Path(path).stem}.pth'
     else:
-        assert [load_from] == urls
+        # Each distribution has a host of its own; the name ends in a checksum.
+        assert [Path(load_from).name] == [Path(url).name for url in urls]
 
 
 @pytest.mark.parametrize('name', TWINS)

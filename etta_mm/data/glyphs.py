@@ -23,13 +23,13 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Dict, Iterator, List, Sequence, Tuple
+from typing import Iterator, List, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
 
-from .glyph_sources import (CLASSES, MASTER_HEIGHT, SPLITS,
-                            handwritten_glyphs, printed_glyphs)
+from .glyph_sources import (CLASSES, SPLITS, handwritten_glyphs,
+                            printed_glyphs)
 
 TASKS = ('detection', 'classification')
 DOMAINS = ('printed', 'handwritten')
