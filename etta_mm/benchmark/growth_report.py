@@ -55,7 +55,8 @@ def growth_page(rows: List[dict], settings: dict, command: str) -> str:
         'themselves do (three times their share of the forward pass) is one of '
         'the columns. Activations are the bytes that autograd keeps; moments '
         'are AdamW\'s. Operations and bytes are exact; seconds are medians of '
-        'few steps, and scatter where the machine is not quiet.', '', 'Made by:', '', '```shell', command, '```', '',
+        'few steps, which all models of a figure and a case make in turn, and '
+        'scatter where the machine is not quiet.', '', 'Made by:', '', '```shell', command, '```', '',
         'Settings: ' + ', '.join(f'{k} {v}' for k, v in settings.items()) + '.'
     ]
     for axis, name in AXIS_NAMES.items():

@@ -4,8 +4,9 @@ import os
 import re
 import shutil
 import time
+from collections import deque
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Iterator, Optional, Sequence
 
 from ..checkpoints.atomic import write_atomically
 from ..engine import build_on_meta, count_parameters
@@ -14,6 +15,7 @@ from .results import measure, tested
 from .settings import Settings
 from .slots import Slot
 
+POLL_S = 0.1
 #: The record of a run in its folder: its row, and what it takes to go on.
 RECORD = 'run.json'
 
@@ -160,6 +162,40 @@ class Execution:
     def _save(self) -> None:
         write_atomically(self.folder / RECORD,
                          json.dumps(self.row, indent=1).encode())
+
+
+def run_in_slots(
+        slots: Sequence[Slot],
+        begin: Callable[[Slot], Optional[Execution]]) -> Iterator[Execution]:
+    """Keep ``slots`` busy until there is nothing more to begin.
+
+    Close the iterator where it may be left early: that kills what still runs.
+
+    Args:
+        slots (Sequence[Slot]): Where to run; as many at once.
+        begin (Callable): Begins the next run in the slot that it is given;
+            returns None if there is none for now.
+
+    Yields:
+        Execution: Each that has ended, with its ``row``.
+    """
+    free, active = deque(slots), []
+    try:
+        while True:
+            while free and (execution := begin(free[0])) is not None:
+                free.popleft()
+                active.append(execution)
+            if not active:
+                return
+            time.sleep(POLL_S)
+            for execution in list(active):
+                if execution.poll() is not None:
+                    active.remove(execution)
+                    free.append(execution.slot)
+                    yield execution
+    finally:
+        for execution in active:
+            execution.kill()
 
 
 def _lost_time(row: dict, folder: Path) -> float:

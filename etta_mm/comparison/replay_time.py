@@ -6,17 +6,17 @@ comes out of the runs is set beside what is recorded.
 """
 import random
 import shutil
-import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, List
+from typing import Iterator, List, Optional
 
 from ..markdown import table
-from .execution import Execution
+from .execution import Execution, run_in_slots
 from .overview import EVIDENCE
 from .plan import Run
 from .plan_file import read_plan
-from .runner import POLL_S, Comparison
+from .runner import Comparison
 from .slots import Slot
 
 #: The claim of a plan that is there for the choice of defaults.
@@ -110,34 +110,28 @@ def replay_time(root: Path, work_dir: Path, slots: List[Slot], each: int,
         rows.append(stratum.row())
         drawn = rng.sample(stratum.runs, min(each, len(stratum.runs)))
         waiting += [(stratum, rows[-1], run) for run in drawn]
-    free, active = list(slots), []
-    try:
-        while waiting or active:
-            while free and waiting:
-                stratum, row, run = waiting.pop(0)
-                comparison = stratum.comparison
-                settings = comparison.settings(run)
-                before = comparison.row(run)
-                started = dict(before, wall_s=0., trained=False,
-                               peak_memory_bytes=None, session_started=None)
-                active.append((stratum, row, before, Execution(
-                    settings, started, _emptied(work_dir / settings.id), root,
-                    free.pop(), stratum.is_final)))
-            time.sleep(POLL_S)
-            for entry in list(active):
-                stratum, row, before, execution = entry
-                ended = execution.poll()
-                if ended is None:
-                    continue
-                active.remove(entry)
-                free.append(execution.slot)
-                if ended['status'] != 'finished':
-                    raise RuntimeError(f'{ended["id"]}: {ended["error"]}')
-                row['sampled'][ended['id']] = stratum.outcome(before, ended)
-                yield rows
-    finally:
-        for *_, execution in active:
-            execution.kill()
+    begun = {}
+
+    def begin(slot: Slot) -> Optional[Execution]:
+        if not waiting:
+            return None
+        stratum, row, run = waiting.pop(0)
+        settings = stratum.comparison.settings(run)
+        before = stratum.comparison.row(run)
+        begun[settings.id] = stratum, row, before
+        started = dict(before, wall_s=0., trained=False,
+                       peak_memory_bytes=None, session_started=None)
+        return Execution(settings, started, _emptied(work_dir / settings.id),
+                         root, slot, stratum.is_final)
+
+    with closing(run_in_slots(slots, begin)) as finished:
+        for execution in finished:
+            ended = execution.row
+            stratum, row, before = begun[ended['id']]
+            if ended['status'] != 'finished':
+                raise RuntimeError(f'{ended["id"]}: {ended["error"]}')
+            row['sampled'][ended['id']] = stratum.outcome(before, ended)
+            yield rows
 
 
 def replay_time_page(rows: List[dict], jobs: int, command: str) -> str:

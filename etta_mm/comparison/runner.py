@@ -2,11 +2,11 @@
 import fcntl
 import json
 import time
-from collections import deque
+from contextlib import closing
 from pathlib import Path
 from typing import Iterator, List, Optional, Tuple
 
-from .execution import RECORD, Execution
+from .execution import RECORD, Execution, run_in_slots
 from .plan import Plan, Point, Run
 from .progress import minutes, outcome
 from .report import write_report
@@ -14,7 +14,6 @@ from .results import choose, merge_rows, read_rows, write_rows
 from .settings import Settings, resolve
 from .slots import Slot
 
-POLL_S = 0.1
 #: In the work dir: rows that left results.json when the plan changed.
 REPLACED = 'replaced_results.json'
 
@@ -222,46 +221,38 @@ class Comparison:
                 raise BusyError(
                     f'another comparison is running in {self.work_dir}; wait '
                     'for it, or give another --work-dir') from error
-            self._run(deque(slots))
+            self._run(slots)
         return sum(row['status'] == 'failed' for row in self.rows())
 
-    def _run(self, free: deque) -> None:
-        active, start, walls = {}, time.time(), []
-        slots = len(free)
+    def _run(self, slots: List[Slot]) -> None:
+        begun, start, walls = {}, time.time(), []
+
+        def begin(slot: Slot) -> Optional[Execution]:
+            task = self._next(begun)
+            if task is None:
+                return None
+            run, with_test = task
+            settings = self.settings(run)
+            self._say('started ', settings.id, slot.device)
+            begun[settings.id] = time.time()
+            return Execution(settings, self.row(run),
+                             self.work_dir / settings.id, self.root, slot,
+                             with_test)
+
         self._keep_unknown()
         self.write()
         print(f'{self.num_runs} runs, {self._done()} done before; up to '
-              f'{slots} at once', flush=True)
-        try:
-            while True:
-                while free and (task := self._next(active)) is not None:
-                    run, with_test = task
-                    settings, slot = self.settings(run), free.popleft()
-                    self._say('started ', settings.id, slot.device)
-                    execution = Execution(settings, self.row(run),
-                                          self.work_dir / settings.id,
-                                          self.root, slot, with_test)
-                    active[settings.id] = (execution, time.time())
-                if not active:
-                    break
-                time.sleep(POLL_S)
-                for key, (execution, began) in list(active.items()):
-                    row = execution.poll()
-                    if row is None:
-                        continue
-                    del active[key]
-                    free.append(execution.slot)
-                    self._tried.add((key, execution.with_test))
-                    walls.append(time.time() - began)
-                    self.write()
-                    left = self.num_runs - self._done()
-                    eta = left * sum(walls) / len(walls) / slots
-                    self._say(
-                        row['status'].ljust(8), row['id'], outcome(row),
-                        f'{walls[-1]:.0f} s', f'ETA {minutes(eta)}')
-        finally:
-            for execution, _ in active.values():
-                execution.kill()
+              f'{len(slots)} at once', flush=True)
+        with closing(run_in_slots(slots, begin)) as ended:
+            for execution in ended:
+                row = execution.row
+                self._tried.add((row['id'], execution.with_test))
+                walls.append(time.time() - begun.pop(row['id']))
+                self.write()
+                left = self.num_runs - self._done()
+                eta = left * sum(walls) / len(walls) / len(slots)
+                self._say(row['status'].ljust(8), row['id'], outcome(row),
+                          f'{walls[-1]:.0f} s', f'ETA {minutes(eta)}')
         print(f'done in {minutes(time.time() - start)}; results in '
               f'{self._shown(self.out)}', flush=True)
 
@@ -279,9 +270,9 @@ class Comparison:
                   f'is now and are left out; {self._shown(path)} has them',
                   flush=True)
 
-    def _next(self, active: dict) -> Optional[Tuple[Run, bool]]:
+    def _next(self, begun: dict) -> Optional[Tuple[Run, bool]]:
         for run, is_final in self.tasks():
-            if self.settings(run).id not in active and not self._settled(
+            if self.settings(run).id not in begun and not self._settled(
                     run, is_final):
                 return run, is_final
         return None

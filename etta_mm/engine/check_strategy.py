@@ -37,26 +37,36 @@ def check_strategy(cfg: Config, is_tuned: bool) -> None:
             WHOLE.format(f'tuned checkpoint {str(cfg.tuned_from)!r} with '
                          "runner_type='FlexibleRunner', which loads .pth "
                          'files only: give the .pth beside it'))
-    kind = unscoped_name(strategy)
-    if is_tuned and kind in OTHER_STRATEGIES:
+    if is_tuned:
+        _check_tuned(cfg)
+    if unscoped_name(strategy) == 'ETFSDPStrategy':
+        _check_wrapper(strategy.get('model_wrapper') or {})
+        _check_sharded(cfg)
+
+
+def _check_tuned(cfg: Config) -> None:
+    """Refuse what does not know frozen and trained parts apart."""
+    kind = unscoped_name(cfg.get('strategy'))
+    if kind in OTHER_STRATEGIES:
         raise ValueError(
             f'strategy.type={kind!r} saves no tuned checkpoint. Set strategy = '
             "dict(type='ETFSDPStrategy'), or leave out runner_type and strategy.")
-    if is_tuned and unscoped_name(cfg.get('model_wrapper_cfg')) == (
-            'MMFullyShardedDataParallel'):
+    if unscoped_name(
+            cfg.get('model_wrapper_cfg')) == 'MMFullyShardedDataParallel':
         raise ValueError(
             "model_wrapper_cfg.type='MMFullyShardedDataParallel' shards frozen "
             'and trained parameters alike. Leave it out and inherit '
             'configs/etta/_base_/fsdp.py.')
-    if kind == 'FSDPStrategy' and is_tuned:
+    if kind == 'FSDPStrategy':
         raise ValueError(
             "strategy.type='FSDPStrategy' shards frozen and trained "
             'parameters alike, refuses scalars such as a learned scale, and '
             'cuts checkpoints to pieces. Set '
             "strategy = dict(type='ETFSDPStrategy').")
-    if kind != 'ETFSDPStrategy':
-        return
-    wrapper = strategy.get('model_wrapper') or {}
+
+
+def _check_wrapper(wrapper: dict) -> None:
+    """Check the arguments of ``ETFullyShardedDataParallel``."""
     if wrapper.get('mixed_precision') is not None:
         raise ValueError(
             'strategy.model_wrapper.mixed_precision='
@@ -72,14 +82,22 @@ def check_strategy(cfg: Config, is_tuned: bool) -> None:
         raise ValueError(
             WHOLE.format(f'sharding_strategy={wrapper["sharding_strategy"]!r} '
                          'shares nothing, which DDP does at less cost'))
+
+
+def _check_sharded(cfg: Config) -> None:
+    """Check the rest of a run that shards its base."""
     if num_processes(cfg) == 1:
         raise ValueError(
             WHOLE.format("strategy.type='ETFSDPStrategy' shares a model among "
                          'processes, and this is one alone: use '
                          'tools/dist_train.sh or tools/slurm_train.sh'))
-    is_mixed = unscoped_name(cfg.get('optim_wrapper')) == 'AmpOptimWrapper'
+    hooks = [unscoped_name(hook) for hook in cfg.get('custom_hooks') or []]
+    if 'EMAHook' in hooks:
+        raise ValueError(
+            WHOLE.format("strategy.type='ETFSDPStrategy' with EMAHook, which "
+                         'averages a model that is whole: leave EMAHook out'))
     model = cfg.get('model') or {}
-    if is_mixed and not any(
+    if unscoped_name(cfg.get('optim_wrapper')) == 'AmpOptimWrapper' and not any(
             part.get('with_cp') for part in (model, model.get('backbone', {}))):
         print_log(
             '--amp with ETFSDPStrategy: until the backward pass, every process '
@@ -88,8 +106,3 @@ def check_strategy(cfg: Config, is_tuned: bool) -> None:
             'keeps those of one layer.',
             logger='current',
             level=logging.WARNING)
-    hooks = [unscoped_name(hook) for hook in cfg.get('custom_hooks') or []]
-    if 'EMAHook' in hooks:
-        raise ValueError(
-            WHOLE.format("strategy.type='ETFSDPStrategy' with EMAHook, which "
-                         'averages a model that is whole: leave EMAHook out'))
