@@ -82,17 +82,11 @@ class ETSwiGLUFFN(TunedFFN, SwiGLUFFN):
                 'it out with where=')
         super().add_tuners(tuning)
 
-    def forward(self,
-                x: Tensor,
-                identity: Optional[Tensor] = None,
-                residual: Optional[Tensor] = None) -> Tensor:
-        """x, identity (default: x) and residual, which is its older name in
-        mmcv, of shape (..., embed_dims)."""
-        if identity is None:
-            identity = x if residual is None else residual
+    def forward(self, x: Tensor, identity: Optional[Tensor] = None) -> Tensor:
+        """x and identity (default: x) of shape (..., embed_dims)."""
         gate, up = self.w12(x).chunk(2, dim=-1)
         h = self.gamma2(self.w3(self.norm(F.silu(gate) * up)))
         h = self.dropout_layer(self.adapt(x, h))
         if not self.add_identity:
             return h
-        return identity + h
+        return (x if identity is None else identity) + h
