@@ -101,7 +101,7 @@ class Comparison:
             budget=run.point.budget,
             config=self._shown(self.root / run.point.config),
             seed=run.seed,
-            lr=_get(settings.cfg, plan.lr_key),
+            lr=settings.get(plan.lr_key),
             role='search',
             metric=plan.metric)
         for key in ('status', 'value', 'trained_percent', 'val_value',
@@ -296,12 +296,3 @@ class Comparison:
     def _shown(self, text) -> str:
         """Without the path of the checkout."""
         return str(text).replace(f'{self.root}/', '')
-
-
-def _get(cfg, key: str):
-    """The value of a dotted key, None if there is none."""
-    for part in key.split('.'):
-        if not hasattr(cfg, 'get'):
-            return None
-        cfg = cfg.get(part)
-    return cfg

@@ -37,6 +37,15 @@ class Settings:
     cfg: Config
     options: dict
 
+    def get(self, key: str):
+        """The value of a dotted key of the config, None if there is none."""
+        value = self.cfg
+        for part in key.split('.'):
+            if not hasattr(value, 'get'):
+                return None
+            value = value.get(part)
+        return value
+
     def write(self, path: Path) -> Path:
         """Write the resolved config as a file that the tools read."""
         path.parent.mkdir(parents=True, exist_ok=True)

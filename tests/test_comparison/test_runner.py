@@ -6,14 +6,17 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import closing
 
 import psutil
 import pytest
 from fakes import RATES, TWO, calls, write_plan
 
 from etta_mm.comparison import (BusyError, Comparison, Slot, find_slots,
-                                read_plan)
+                                read_plan, results)
+from etta_mm.comparison.execution import run_in_slots
 from etta_mm.comparison.plan import MAX_BEYOND
 from etta_mm.comparison.results import choose, measure, merge_rows
 
@@ -205,6 +208,40 @@ def test_a_metric_that_nobody_logs_is_named_beside_those_logged(root):
         root, methods=TWO[1:], seeds=[0], metric='coco/bbox_mAP')
     assert failed == 1
     assert "no 'coco/bbox_mAP', but accuracy/top1, accuracy/top5" in rows[0]['error']
+
+
+def test_a_test_that_has_logged_nothing_is_said(tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run/run.json').write_text('')
+    with pytest.raises(ValueError, match="no 'top1', but nothing"):
+        results.tested(tmp_path, 'top1')
+
+
+class Task:
+    """Stands in a slot until it is told to end."""
+
+    def __init__(self, slot):
+        self.slot, self.row, self.killed = slot, None, False
+
+    def poll(self):
+        return self.row
+
+    def kill(self):
+        self.killed = True
+
+
+def test_a_loop_that_is_left_early_kills_what_still_runs():
+    begun = []
+
+    def begin(slot):
+        begun.append(Task(slot))
+        return begun[-1]
+
+    with closing(run_in_slots(['a', 'b'], begin)) as ended:
+        threading.Timer(0.2, lambda: setattr(begun[1], 'row', {})).start()
+        assert next(ended) is begun[1]
+    assert [(task.slot, task.killed) for task in begun] == [('a', True),
+                                                            ('b', False)]
 
 
 def test_a_killed_training_goes_on_from_its_checkpoint(root):
